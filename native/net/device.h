@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * device.h - the process's one RoCE device: engine + sockets + progress thread + agent link.
+ *
+ * This is the only global object of the library. verbs/ takes it by mg_device_get() at the first
+ * ibv_open_device, net/ owns sockets, timers and the thread, control/ talks to the agent.
+ * Lock order: dev->lock only. Every mg_* engine call happens with it held.
+ */
+#ifndef MG_DEVICE_H
+#define MG_DEVICE_H
+
+#include "transport/engine.h"
+
+#include <net/if.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+struct mg_net;	   /* net/udp.c: sockets, GSO/GRO, batches */
+struct mg_control; /* control/: link to the agent */
+
+/* What the verbs layer shows about the port; filled by net/addr.c at open and at resume. */
+struct mg_port {
+	char ifname[IF_NAMESIZE];
+	unsigned ifindex;
+	uint8_t mac[6];
+	uint32_t netdev_mtu;	/* bytes */
+	uint32_t active_mtu;	/* RDMA path MTU in bytes: 256..4096 */
+	struct mg_addr gid[16]; /* 0: link-local fe80::, 1: IPv4-mapped, then more, as rdma_rxe has it */
+	unsigned n_gid;
+	uint64_t link_mbps; /* 0 unknown */
+};
+
+struct mg_device {
+	pthread_mutex_t lock;
+	struct mg_engine *engine;
+	struct mg_net *net;
+	struct mg_control *control; /* NULL: no agent, the process stands alone */
+	struct mg_port port;
+	unsigned refs;
+	_Atomic uint64_t last_poll; /* ns: when the application last polled; the thread keeps away */
+	pthread_t thread;
+	_Atomic bool quit;
+	int wake_fd; /* eventfd to wake the progress thread */
+};
+
+/* How the verbs layer learns of engine events; it registers these before the first get. */
+struct mg_device_hooks {
+	void (*cq_event)(struct mg_cq *cq);			       /* lock held */
+	void (*async_event)(enum ibv_event_type type, void *object); /* lock held; object: mg_qp, mg_cq or NULL */
+};
+void mg_device_set_hooks(const struct mg_device_hooks *hooks);
+
+/*
+ * Whether a device can be offered at all, without opening anything (for ibv_get_device_list):
+ * 0 or errno; *port is filled when not NULL.
+ */
+int mg_device_probe(struct mg_port *port);
+
+/*
+ * The device, opened on the first call (agent or own socket, engine, progress thread).
+ * NULL with errno and one clear line on stderr (what, why, mend) when that fails.
+ */
+struct mg_device *mg_device_get(void);
+void mg_device_put(struct mg_device *dev); /* the last put closes thread, sockets, engine */
+
+static inline void mg_device_lock(struct mg_device *dev)
+{
+	pthread_mutex_lock(&dev->lock);
+}
+static inline void mg_device_unlock(struct mg_device *dev)
+{
+	pthread_mutex_unlock(&dev->lock);
+}
+
+mg_time mg_now(void); /* CLOCK_MONOTONIC, ns */
+
+/* Lock held. Send what the engine has (lazy: see MG_TX_LAZY). After posting. */
+void mg_net_flush(struct mg_device *dev, unsigned tx_flags);
+/* Lock held. Receive what is there (bounded), run due timers, send. Returns packets received. */
+int mg_net_poll(struct mg_device *dev);
+/* Tell the progress thread that the application is polling (cheap; every poll_cq). */
+static inline void mg_note_poll(struct mg_device *dev, mg_time now)
+{
+	atomic_store_explicit(&dev->last_poll, now, memory_order_relaxed);
+}
+
+#endif
