@@ -85,6 +85,7 @@ enum mg_hdr_bit {
 	MG_P_READ = 1u << 16,
 	MG_P_ATOMIC = 1u << 17,
 	MG_P_CONTROL = 1u << 18, /* migration extension */
+	MG_H_XRCETH = 1u << 19,	/* 4 bytes: the SRQ's number (XRC requests) */
 };
 
 struct mg_opinfo {
@@ -133,6 +134,7 @@ struct mg_hdrs {
 	uint16_t pkey;
 	uint32_t dest_qpn; /* 24 bits */
 	uint32_t psn;	   /* 24 bits */
+	uint32_t xrc_srqn; /* 24 bits */
 	uint32_t mask;	   /* copy of mg_opinfo[opcode].mask */
 	struct {
 		uint64_t va;
@@ -164,7 +166,9 @@ struct mg_hdrs {
 /*
  * Parse a UDP payload (BTH .. ICRC, `len` bytes) into *h. Does not check the ICRC.
  * Returns 0, or -EBADMSG when it is too short for its opcode's headers, has an unknown opcode,
- * a transport header version other than 0, or a pad count beyond the payload.
+ * a transport header version other than 0, a pad count beyond the payload, or a payload (pad
+ * included) where the opcode carries none. Bytes behind the header of an MG_P_CONTROL packet are
+ * accepted as payload: later versions may append. h->payload points into buf.
  */
 int mg_hdrs_parse(const uint8_t *buf, size_t len, struct mg_hdrs *h);
 
