@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Each target sets up by itself what it needs (scripts/setup says what it installs).
+# The first thing to try: make demo
+
+PY = .venv/bin/python
+PYTEST = $(PY) -m pytest -q
+
+.PHONY: help build demo test test-unit test-e2e test-e2e-quick test-sanitizers lint format bench fuzz clean distclean
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+## make demo      watch ib_send_bw being moved between two nodes while it runs (root)
+demo:
+	@scripts/setup run
+	@.venv/bin/migroce demo
+
+## make build     .venv and the C library only
+build:
+	@scripts/setup build
+
+## make test      everything that must hold before a commit (root; under 15 minutes on two cores)
+test:
+	@scripts/setup test
+	@scripts/test
+
+## make test-e2e  all end-to-end tests, the long ones too (root)
+test-e2e:
+	@scripts/setup test
+	$(PYTEST) tests/e2e tests/native tests/verbs --timeout 900
+
+## make lint      ruff, mypy --strict, clang-format, -Werror with gcc and clang
+lint:
+	@scripts/setup test
+	@scripts/lint
+
+## make format    bring the sources into the form that lint asks for
+format:
+	@scripts/setup test
+	@scripts/lint --fix
+
+## make bench     speed, latency, blackout and memory, each beside its yardstick (root)
+bench:
+	@scripts/setup bench
+	@.venv/bin/migroce bench
+
+## make fuzz      the fuzzers, a minute each (FUZZ_SECONDS=n)
+fuzz:
+	@scripts/setup fuzz
+	@scripts/fuzz $(or $(FUZZ_SECONDS),60)
+
+## make clean     remove what was built; distclean: .venv and the private CRIU too
+clean:
+	rm -rf build build-* out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean
+	rm -rf .venv .criu .criu.new .criu.old .setup.lock
