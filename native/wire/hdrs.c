@@ -170,7 +170,8 @@ size_t mg_hdrs_build(const struct mg_hdrs *h, uint8_t *out)
 	*p++ = (uint8_t)(h->solicited << 7 | h->migreq << 6 | (h->pad & 3) << 4);
 	p = put16(p, h->pkey);
 	p = put32(p, (uint32_t)h->fecn << 31 | (uint32_t)h->becn << 30 |
-		     (h->capable ? (uint32_t)MG_BTH4_CAPABLE << 24 : 0) | (h->dest_qpn & MG_QPN_MASK));
+			     (h->capable ? (uint32_t)MG_BTH4_CAPABLE << 24 : 0) |
+			     (h->dest_qpn & MG_QPN_MASK));
 	p = put32(p, (uint32_t)h->ackreq << 31 | (h->psn & MG_PSN_MASK));
 
 	if (mask & MG_H_DETH) {
@@ -205,8 +206,8 @@ size_t mg_hdrs_build(const struct mg_hdrs *h, uint8_t *out)
 
 /* IBA table 45, in units of 10 us, in the order of length. Code 0 is the longest. */
 static const uint32_t rnr_10us[32] = {
-	65536, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024,
-	1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152,
+	65536, 1,   2,	 3,   4,    6,	  8,	12,   16,   24,	  32,	48,    64,    96,    128,   192,
+	256,   384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152,
 };
 
 uint64_t mg_rnr_timer_ns(unsigned field)

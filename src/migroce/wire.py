@@ -18,13 +18,23 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Final, TypeVar
 
-from migroce.icrc import ICRC_LEN, MAX_LEN, ROCE_PORT, Flow, check_icrc, icrc
+from migroce.icrc import (
+    ICRC_LEN,
+    MAX_LEN,
+    ROCE_PORT,
+    Flow,
+    check_icrc,
+    gid_from_ip,
+    gid_is_v4,
+    icrc,
+    ip_from_gid,
+)
 
 __all__ = [
     "BTH4_CAPABLE", "BTH_LEN", "ICRC_LEN", "MAX_LEN", "MEH_LEN", "MEH_VERSION", "OPINFO", "PKEY_DEFAULT",
     "PSN_MASK", "QPN_MASK", "ROCE_PORT", "Aeth", "AtomicEth", "Deth", "Flow", "Meh", "Op", "OpInfo",
-    "Packet", "Reth", "Syndrome", "WireError", "build", "build_body", "check_icrc", "icrc", "parse",
-    "rnr_timer_code", "rnr_timer_ns",
+    "Packet", "Reth", "Syndrome", "WireError", "build", "build_body", "check_icrc", "gid_from_ip",
+    "gid_is_v4", "icrc", "ip_from_gid", "parse", "rnr_timer_code", "rnr_timer_ns",
 ]  # fmt: skip
 
 BTH_LEN: Final = 12
