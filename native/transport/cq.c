@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* cq.c - completion queues: a ring of ibv_wc, armed once for a notification. */
+#include "transport/internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+int mg_cq_create(struct mg_engine *e, uint32_t cqe, void *owner, struct mg_cq **out)
+{
+	struct mg_cq *cq;
+	int err = ENOMEM;
+
+	if (!cqe || cqe > MG_MAX_CQE)
+		return EINVAL;
+	cq = calloc(1, sizeof(*cq));
+	if (!cq)
+		return ENOMEM;
+	*cq = (struct mg_cq){ .e = e, .owner = owner, .depth = cqe, .handle = mg_engine_handle(e) };
+	cq->ring = calloc(cqe, sizeof(*cq->ring));
+	if (!cq->ring)
+		goto fail;
+	err = mg_idtab_put(&e->cqs, cq->handle, cq);
+	if (err)
+		goto fail;
+	*out = cq;
+	return 0;
+fail:
+	free(cq->ring);
+	free(cq);
+	return err;
+}
+
+int mg_cq_destroy(struct mg_cq *cq)
+{
+	if (cq->refs)
+		return EBUSY;
+	mg_idtab_del(&cq->e->cqs, cq->handle);
+	free(cq->ring);
+	free(cq);
+	return 0;
+}
+
+int mg_cq_resize(struct mg_cq *cq, uint32_t cqe)
+{
+	struct ibv_wc *ring;
+
+	if (!cqe || cqe > MG_MAX_CQE || cqe < cq->fill)
+		return EINVAL;
+	ring = calloc(cqe, sizeof(*ring));
+	if (!ring)
+		return ENOMEM;
+	for (uint32_t i = 0; i < cq->fill; i++)
+		ring[i] = cq->ring[(cq->head + i) % cq->depth];
+	free(cq->ring);
+	cq->ring = ring;
+	cq->depth = cqe;
+	cq->head = 0;
+	return 0;
+}
+
+uint32_t mg_cq_depth(const struct mg_cq *cq)
+{
+	return cq->depth;
+}
+
+void *mg_cq_owner(const struct mg_cq *cq)
+{
+	return cq->owner;
+}
+
+int mg_cq_poll(struct mg_cq *cq, int n, struct ibv_wc *wc)
+{
+	int got = 0;
+
+	while (got < n && cq->fill) {
+		wc[got++] = cq->ring[cq->head];
+		cq->head = cq->head + 1 == cq->depth ? 0 : cq->head + 1;
+		cq->fill--;
+	}
+	return got;
+}
+
+void mg_cq_arm(struct mg_cq *cq, bool solicited_only)
+{
+	/* Arming for everything is not weakened by a later arming for solicited ones (IBA 11.4.2.2). */
+	if (cq->armed != 1)
+		cq->armed = solicited_only ? 2 : 1;
+}
+
+void mg_cq_push(struct mg_cq *cq, const struct ibv_wc *wc, bool solicited)
+{
+	struct mg_engine *e = cq->e;
+	uint32_t at;
+
+	if (cq->fill == cq->depth) { /* IBA C10-39: overrun is fatal to the CQ, told once */
+		if (!cq->overrun)
+			e->ops->async_event(e->arg, IBV_EVENT_CQ_ERR, cq);
+		cq->overrun = true;
+		return;
+	}
+	at = cq->head + cq->fill;
+	cq->ring[at >= cq->depth ? at - cq->depth : at] = *wc;
+	cq->fill++;
+	cq->total++;
+	if (cq->armed == 1 || (cq->armed == 2 && (solicited || wc->status != IBV_WC_SUCCESS))) {
+		cq->armed = 0;
+		e->ops->cq_event(e->arg, cq);
+	}
+}

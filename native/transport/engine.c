@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* engine.c - the device object: who gets a packet, who may send one, whose timer is due. */
+#include "transport/internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#define TURN 32 /* packets a QP may send before the next one gets its turn */
+
+const char *const mg_counter_name[MG_CNT_MAX] = {
+	[MG_CNT_TX_PACKETS] = "tx_packets",
+	[MG_CNT_RX_PACKETS] = "rx_packets",
+	[MG_CNT_TX_BYTES] = "tx_bytes",
+	[MG_CNT_RX_BYTES] = "rx_bytes",
+	[MG_CNT_RETRANSMITS] = "retransmits",
+	[MG_CNT_TIMEOUTS] = "timeouts",
+	[MG_CNT_RNR_NAKS_RX] = "rnr_naks_rx",
+	[MG_CNT_RNR_NAKS_TX] = "rnr_naks_tx",
+	[MG_CNT_SEQ_NAKS_RX] = "seq_naks_rx",
+	[MG_CNT_SEQ_NAKS_TX] = "seq_naks_tx",
+	[MG_CNT_DUPLICATES] = "duplicates",
+	[MG_CNT_RX_MALFORMED] = "rx_malformed",
+	[MG_CNT_RX_ICRC] = "rx_icrc",
+	[MG_CNT_RX_NO_QP] = "rx_no_qp",
+	[MG_CNT_RX_BAD_SOURCE] = "rx_bad_source",
+	[MG_CNT_NAK_STOPPED_RX] = "nak_stopped_rx",
+	[MG_CNT_RESUMES_TX] = "resumes_tx",
+	[MG_CNT_RESUMES_RX] = "resumes_rx",
+	[MG_CNT_RESUMES_REFUSED] = "resumes_refused",
+	[MG_CNT_TX_ERRORS] = "tx_errors",
+};
+
+struct mg_engine *mg_engine_create(const struct mg_config *cfg, const struct mg_ops *ops, void *arg)
+{
+	struct mg_engine *e;
+
+	if (cfg->qpn_count < 4 || cfg->qpn_base > MG_QPN_MASK || cfg->qpn_count - 1 > MG_QPN_MASK - cfg->qpn_base ||
+	    cfg->max_path_mtu < 256 || cfg->max_path_mtu > 4096) {
+		errno = EINVAL;
+		return NULL;
+	}
+	e = calloc(1, sizeof(*e));
+	if (!e)
+		return NULL;
+	e->cfg = *cfg;
+	e->ops = ops;
+	e->arg = arg;
+	e->ready.prev = e->ready.next = &e->ready;
+	return e;
+}
+
+void mg_engine_destroy(struct mg_engine *e)
+{
+	void *o;
+
+	if (!e)
+		return;
+	for (uint32_t it = 0; (o = mg_idtab_next(&e->qps, &it)); it = 0)
+		mg_qp_destroy(o);
+	for (uint32_t it = 0; (o = mg_idtab_next(&e->mrs, &it)); it = 0)
+		mg_mr_destroy(o);
+	for (uint32_t it = 0; (o = mg_idtab_next(&e->cqs, &it)); it = 0)
+		mg_cq_destroy(o);
+	for (uint32_t it = 0; (o = mg_idtab_next(&e->pds, &it)); it = 0)
+		mg_pd_destroy(o);
+	mg_idtab_free(&e->qps);
+	mg_idtab_free(&e->mrs);
+	mg_idtab_free(&e->cqs);
+	mg_idtab_free(&e->pds);
+	free(e->heap);
+	free(e);
+}
+
+uint32_t mg_engine_handle(struct mg_engine *e)
+{
+	do { /* wraps after 2^32 objects; 0 means none */
+		e->next_handle++;
+	} while (!e->next_handle || mg_idtab_get(&e->pds, e->next_handle) || mg_idtab_get(&e->cqs, e->next_handle));
+	return e->next_handle;
+}
+
+void mg_count(struct mg_engine *e, enum mg_counter c, uint64_t n)
+{
+	e->counters[c] += n;
+}
+
+uint64_t mg_counter_get(const struct mg_engine *e, enum mg_counter c)
+{
+	return e->counters[c];
+}
+
+/* ---- sending ------------------------------------------------------------------------------------ */
+
+static void append(struct mg_list *list, struct mg_qp *qp)
+{
+	qp->ready.prev = list->prev;
+	qp->ready.next = list;
+	list->prev->next = &qp->ready;
+	list->prev = &qp->ready;
+	qp->is_ready = true;
+}
+
+void mg_qp_ready(struct mg_qp *qp)
+{
+	if (!qp->is_ready)
+		append(&qp->e->ready, qp);
+}
+
+static struct mg_qp *take(struct mg_list *list)
+{
+	struct mg_list *l = list->next;
+	struct mg_qp *qp = (struct mg_qp *)((char *)l - offsetof(struct mg_qp, ready));
+
+	list->next = l->next;
+	l->next->prev = list;
+	qp->is_ready = false;
+	return qp;
+}
+
+static enum mg_tx_result qp_tx(struct mg_qp *qp, mg_time now, unsigned flags, struct mg_pkt *p)
+{
+	enum mg_tx_result resp, req;
+
+	if (mg_mig_tx(qp, p))
+		return MG_TX_PACKET;
+	resp = mg_resp_tx(qp, flags, p);
+	if (resp == MG_TX_PACKET)
+		return resp;
+	req = mg_req_tx(qp, now, flags, p);
+	return req > resp ? req : resp;
+}
+
+size_t mg_tx(struct mg_engine *e, mg_time now, unsigned flags, struct mg_pkt *out, size_t max)
+{
+	struct mg_list held = { &held, &held };
+	size_t n = 0;
+
+	if (e->stopped)
+		return 0;
+	while (n < max && e->ready.next != &e->ready) {
+		struct mg_qp *qp = take(&e->ready);
+		enum mg_tx_result res = MG_TX_PACKET;
+		size_t before = n;
+
+		for (int turn = 0; turn < TURN && n < max; turn++) {
+			res = qp_tx(qp, now, flags, &out[n]);
+			if (res != MG_TX_PACKET)
+				break;
+			n++;
+		}
+		if (n != before)
+			mg_qp_deadline(qp);
+		if (qp->is_ready) /* it found new work on its way */
+			continue;
+		if (res == MG_TX_PACKET)
+			append(&e->ready, qp);
+		else if (res == MG_TX_HELD)
+			append(&held, qp);
+	}
+	while (held.next != &held)
+		append(&e->ready, take(&held));
+	return n;
+}
+
+bool mg_tx_pending(const struct mg_engine *e)
+{
+	return !e->stopped && e->ready.next != &e->ready;
+}
+
+/* ---- receiving ------------------------------------------------------------------------------------ */
+
+void mg_rx(struct mg_engine *e, mg_time now, const struct mg_rx *meta, const uint8_t *buf, size_t len)
+{
+	struct mg_hdrs h;
+	struct mg_qp *qp;
+	unsigned svc;
+
+	if (e->stopped)
+		return;
+	if (mg_hdrs_parse(buf, len, &h)) {
+		e->counters[MG_CNT_RX_MALFORMED]++;
+		return;
+	}
+	qp = mg_idtab_get(&e->qps, h.dest_qpn);
+	if (!qp || !mg_qp_connected(qp)) {
+		e->counters[MG_CNT_RX_NO_QP]++;
+		return;
+	}
+	svc = h.opcode & MG_SVC_MASK;
+	/* Another service, or another partition: dropped in silence (IBA 9.6.1.1). */
+	if ((svc != MG_SVC_RC && svc != MG_SVC_MIG) || (h.pkey & 0x7fff) != (MG_PKEY_DEFAULT & 0x7fff)) {
+		e->counters[MG_CNT_RX_MALFORMED]++;
+		return;
+	}
+	e->counters[MG_CNT_RX_PACKETS]++;
+	qp->rx_packets++;
+	if (svc == MG_SVC_MIG) {
+		mg_mig_rx(qp, now, meta, &h);
+		mg_qp_deadline(qp);
+		return;
+	}
+	if (memcmp(meta->src.gid, qp->peer.gid, 16) != 0) {
+		e->counters[MG_CNT_RX_BAD_SOURCE]++;
+		return;
+	}
+	e->counters[MG_CNT_RX_BYTES] += h.payload_len;
+	qp->rx_bytes += h.payload_len;
+	if (h.capable)
+		mg_mig_heard(qp, now);
+	if (h.mask & MG_P_REQUEST)
+		mg_resp_rx(qp, now, &h);
+	else
+		mg_comp_rx(qp, now, &h);
+	mg_qp_deadline(qp);
+}
+
+/* ---- time ------------------------------------------------------------------------------------------- */
+
+mg_time mg_deadline(const struct mg_engine *e)
+{
+	return e->stopped || !e->heap_len ? MG_NEVER : e->heap[0]->timer;
+}
+
+void mg_timer(struct mg_engine *e, mg_time now)
+{
+	while (!e->stopped && e->heap_len && e->heap[0]->timer <= now) {
+		struct mg_qp *qp = e->heap[0];
+
+		mg_heap_remove(qp);
+		mg_qp_timer(qp, now);
+	}
+}
+
+/* ---- stop and resume ---------------------------------------------------------------------------------- */
+
+bool mg_stop_ready(const struct mg_engine *e)
+{
+	struct mg_qp *qp;
+
+	for (uint32_t it = 0; (qp = mg_idtab_next(&e->qps, &it));)
+		if (mg_qp_connected(qp) && qp->mig.peer_capable && !qp->mig.token_acked)
+			return false;
+	return true;
+}
+
+void mg_stop(struct mg_engine *e)
+{
+	e->stopped = true;
+}
+
+bool mg_stopped(const struct mg_engine *e)
+{
+	return e->stopped;
+}
+
+void mg_resume(struct mg_engine *e, mg_time now, const struct mg_addr *addr)
+{
+	struct mg_qp *qp;
+
+	if (!e->stopped)
+		return;
+	e->stopped = false;
+	e->epoch++;
+	if (addr)
+		e->cfg.addr = *addr;
+	for (uint32_t it = 0; (qp = mg_idtab_next(&e->qps, &it));)
+		mg_mig_resume(qp, now, &e->cfg.addr);
+}

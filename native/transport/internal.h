@@ -1,0 +1,349 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * internal.h - the transport's own structures; nothing outside transport/ includes this.
+ *
+ * Sequence numbers of the requester are 64-bit ("extended PSNs"): their low 24 bits go on the
+ * wire, comparisons never wrap. The responder needs only the distance of a packet's PSN from the
+ * one it expects and stays with 24 bits.
+ */
+#ifndef MG_INTERNAL_H
+#define MG_INTERNAL_H
+
+#include "transport/dump.h"
+#include "transport/engine.h"
+#include "wire/wire.h"
+
+#include <string.h>
+
+/* ---- id table: u32 -> object, open addressing (idtab.c) ---------------------------------- */
+
+struct mg_idtab {
+	struct mg_identry {
+		uint32_t key;
+		void *val; /* NULL: free */
+	} *slot;
+	uint32_t mask; /* slots - 1; 0 with slot == NULL when empty */
+	uint32_t used;
+};
+void *mg_idtab_get(const struct mg_idtab *t, uint32_t key);
+int mg_idtab_put(struct mg_idtab *t, uint32_t key, void *val); /* key must be new; ENOMEM */
+void mg_idtab_del(struct mg_idtab *t, uint32_t key);
+void mg_idtab_free(struct mg_idtab *t);
+/* Iterate: start with *it = 0; NULL at the end. The table must not change meanwhile. */
+void *mg_idtab_next(const struct mg_idtab *t, uint32_t *it);
+
+/* ---- objects ------------------------------------------------------------------------------ */
+
+struct mg_list {
+	struct mg_list *prev, *next;
+};
+
+struct mg_pd {
+	struct mg_engine *e;
+	uint32_t handle;
+	uint32_t refs;
+};
+
+struct mg_mr {
+	struct mg_pd *pd;
+	uint8_t *addr;
+	uint64_t iova;
+	uint64_t length;
+	uint32_t key; /* lkey and rkey are the same number */
+	unsigned access;
+};
+
+struct mg_cq {
+	struct mg_engine *e;
+	void *owner;
+	struct ibv_wc *ring;
+	uint32_t depth, head, fill;
+	uint32_t handle;
+	uint32_t refs;
+	uint8_t armed; /* 0 no, 1 any completion, 2 solicited or error */
+	bool overrun;
+	uint64_t total;
+};
+
+/* Window in packets (window.c). */
+struct mg_window {
+	uint32_t cwnd;
+	uint32_t ssthresh;
+	uint32_t credit; /* acknowledged packets toward the next +1 */
+	uint64_t recover; /* no second reduction until this extended PSN is acknowledged */
+};
+#define MG_WIN_MIN 4u
+#define MG_WIN_INIT 128u
+#define MG_WIN_MAX 512u
+void mg_window_init(struct mg_window *w);
+void mg_window_acked(struct mg_window *w, uint32_t packets, bool limited);
+void mg_window_loss(struct mg_window *w, uint64_t una, uint64_t sent);
+
+enum mg_wqe_flag {
+	MG_WQE_SIGNALED = 1,
+	MG_WQE_SOLICITED = 2,
+	MG_WQE_FENCE = 4,
+	MG_WQE_INLINE = 8,
+};
+
+struct mg_swqe {
+	uint64_t wr_id;
+	uint64_t psn; /* extended, of the first packet */
+	uint32_t n_psn;
+	uint32_t length; /* bytes */
+	uint64_t remote_addr;
+	uint32_t rkey;
+	uint32_t imm;	/* host order */
+	uint8_t opcode; /* enum ibv_wr_opcode */
+	uint8_t flags;	/* enum mg_wqe_flag */
+	uint8_t n_sge;
+	uint8_t status; /* enum ibv_wc_status found before transmission; IBV_WC_SUCCESS */
+	union {
+		struct ibv_sge sge[1];	/* n_sge entries */
+		uint8_t inline_data[1]; /* length bytes */
+	} u;
+};
+
+struct mg_rwqe {
+	uint64_t wr_id;
+	uint32_t length;
+	uint32_t n_sge;
+	struct ibv_sge sge[];
+};
+
+/* One READ answer to send or send again; requests are answered in PSN order. */
+struct mg_job {
+	uint32_t psn;	   /* next to send */
+	uint32_t last_psn; /* of this request */
+	bool started;	   /* its first packet has gone out */
+	uint64_t va;	   /* of the next packet's data */
+	uint32_t rkey;
+	uint32_t left; /* bytes */
+};
+
+/* Replay record (IBA 9.7.5.1.3): what a duplicate READ may ask for again. */
+struct mg_resource {
+	uint32_t first_psn, last_psn;
+	uint64_t va;
+	uint32_t rkey, length;
+	uint8_t opcode; /* 0: free */
+	uint64_t atomic_orig;
+};
+
+struct mg_responder {
+	uint32_t epsn;
+	uint32_t msn;
+	bool nak_sent;	  /* since epsn last moved: later packets are dropped in silence */
+	bool ack_pending;
+	bool ack_force;	  /* not to be held back by MG_TX_LAZY */
+	uint8_t ack_count;
+	uint8_t nak;	  /* syndrome to send, 0: none; RNR syndromes too */
+	bool comm_est;	  /* IBV_EVENT_COMM_EST was raised */
+	uint8_t opcode;	  /* last one accepted of a message in progress; MG_RESP_IDLE else */
+	bool have_wqe;	  /* the head receive WQE belongs to the message in progress */
+	uint64_t wr_va;	  /* WRITE in progress */
+	uint32_t wr_rkey, wr_left;
+	uint32_t offset;  /* SEND in progress: bytes placed */
+	struct mg_resource *res;
+	uint32_t n_res, res_next;
+	struct mg_job *jobs; /* ring of n_jobs */
+	uint32_t n_jobs, job_head, job_fill;
+};
+#define MG_RESP_IDLE 0xff
+
+struct mg_requester {
+	uint64_t una;  /* oldest unacknowledged */
+	uint64_t snd;  /* next to transmit */
+	uint64_t max;  /* one past the highest ever transmitted */
+	uint64_t end;  /* next to assign to a posted request */
+	uint32_t head, cur, tail; /* free-running WQE indices: oldest, holding snd, next free */
+	struct mg_window win;
+	uint64_t *reads; /* ring: extended PSN one past each outstanding READ request */
+	uint32_t n_reads, read_head, read_fill;
+	uint32_t read_chunk; /* packets one READ request may ask for */
+	uint8_t retry_left, rnr_left;
+	bool probing;	/* send one packet only, until something comes back */
+	bool probe_credit;
+	uint64_t gap_recover; /* no second go-back for implied loss below this */
+	mg_time rnr_until; /* 0: not waiting */
+	mg_time ack_since; /* last progress or first transmission since; 0: nothing in flight */
+	mg_time soft_at;   /* next soft retransmission */
+	uint64_t soft_rto;
+	uint64_t srtt; /* ns, 0 unknown */
+	uint64_t rtt_psn; /* extended PSN being timed */
+	mg_time rtt_sent; /* 0: none */
+};
+
+struct mg_migration {
+	uint8_t token[16], peer_token[16];
+	bool peer_capable, have_peer_token, token_acked;
+	bool paused;   /* the peer is stopped */
+	bool resuming; /* we moved; requests wait for the peer's acknowledgement */
+	uint32_t peer_epoch;
+	uint8_t announce_left;
+	bool send_announce, send_token, send_token_ack, send_resume, send_resume_ack;
+	uint32_t ack_epoch; /* to echo in RESUME_ACK */
+	mg_time announce_at, token_at, resume_at, probe_at; /* MG_NEVER: off */
+	uint64_t announce_gap, token_gap, resume_gap, probe_gap;
+	mg_time last_heard; /* of a paused or resuming connection */
+};
+
+struct mg_qp {
+	struct mg_engine *e;
+	struct mg_pd *pd;
+	struct mg_cq *send_cq, *recv_cq;
+	void *owner;
+	uint32_t qpn;
+	enum ibv_qp_state state;
+	enum ibv_qp_type type;
+	struct ibv_qp_cap cap;
+	bool sq_sig_all;
+	struct ibv_qp_attr attr; /* as set by modify_qp */
+	uint32_t mtu;		 /* bytes */
+	unsigned access;
+	struct mg_addr local, peer;
+	uint32_t peer_qpn;
+	uint16_t sport;
+
+	struct mg_requester req;
+	struct mg_responder resp;
+	struct mg_migration mig;
+	bool sqd_notify;
+
+	uint8_t *sq; /* ring of sq_size entries, sq_stride bytes each */
+	uint32_t sq_size, sq_stride;
+	uint8_t *rq;
+	uint32_t rq_size, rq_stride, rq_head, rq_tail;
+
+	struct mg_list ready; /* in e->ready when something may be sent */
+	bool is_ready;
+	mg_time timer;	   /* when the heap will wake us; MG_NEVER: not in it */
+	uint32_t heap_pos; /* index + 1; 0: not in the heap */
+
+	uint64_t tx_packets, rx_packets, tx_bytes, rx_bytes, retransmits, duplicates, send_done, recv_done;
+};
+
+struct mg_engine {
+	struct mg_config cfg;
+	const struct mg_ops *ops;
+	void *arg;
+	struct mg_idtab qps, mrs;
+	struct mg_idtab pds, cqs; /* by handle */
+	uint32_t next_handle;
+	struct mg_list ready;
+	struct mg_qp **heap;
+	uint32_t heap_len, heap_cap;
+	struct mg_mr *mr_last; /* the one looked up last */
+	bool stopped;
+	uint32_t epoch;
+	uint64_t counters[MG_CNT_MAX];
+};
+
+/* ---- helpers ------------------------------------------------------------------------------ */
+
+#define MG_US 1000ull
+#define MG_MS 1000000ull
+#define MG_S 1000000000ull
+
+static inline int32_t mg_psn_diff(uint32_t a, uint32_t b)
+{
+	return (int32_t)((a - b) << 8) >> 8;
+}
+static inline uint64_t mg_psn_extend(uint64_t near, uint32_t psn)
+{
+	return near + (uint64_t)(int64_t)mg_psn_diff(psn, (uint32_t)near & MG_PSN_MASK);
+}
+static inline struct mg_swqe *mg_sq_at(const struct mg_qp *qp, uint32_t i)
+{
+	return (struct mg_swqe *)(qp->sq + (size_t)(i & (qp->sq_size - 1)) * qp->sq_stride);
+}
+static inline struct mg_rwqe *mg_rq_at(const struct mg_qp *qp, uint32_t i)
+{
+	return (struct mg_rwqe *)(qp->rq + (size_t)(i & (qp->rq_size - 1)) * qp->rq_stride);
+}
+static inline bool mg_qp_connected(const struct mg_qp *qp)
+{
+	return qp->state == IBV_QPS_RTR || qp->state == IBV_QPS_RTS || qp->state == IBV_QPS_SQD;
+}
+static inline bool mg_qp_sends(const struct mg_qp *qp)
+{
+	return qp->state == IBV_QPS_RTS || qp->state == IBV_QPS_SQD;
+}
+static inline uint32_t mg_packets(uint32_t bytes, uint32_t mtu)
+{
+	return bytes ? (uint32_t)(((uint64_t)bytes + mtu - 1) / mtu) : 1;
+}
+
+/* engine.c */
+void mg_qp_ready(struct mg_qp *qp); /* it may have something to send */
+uint32_t mg_engine_handle(struct mg_engine *e);
+
+/* heap.c: wake `qp` at `at` or earlier; timers are only ever looked at again, never lost */
+int mg_heap_reserve(struct mg_engine *e, uint32_t n);
+void mg_heap_wake(struct mg_qp *qp, mg_time at);
+void mg_heap_remove(struct mg_qp *qp);
+
+/* mr.c */
+struct mg_mr *mg_mr_find(struct mg_engine *e, uint32_t key);
+/* The memory behind [va, va+len) of `key` for a local or remote access, or NULL. */
+uint8_t *mg_mr_map(struct mg_pd *pd, uint32_t key, uint64_t va, uint64_t len, unsigned need);
+
+/* sge.c: a message's bytes [offset, offset+len) in its scatter/gather list */
+int mg_sge_gather(struct mg_pd *pd, const struct ibv_sge *sge, uint32_t n_sge, uint32_t offset, uint32_t len,
+		  struct mg_pkt *p); /* fills p->iov; EFAULT: a bad lkey or range */
+int mg_sge_scatter(struct mg_pd *pd, const struct ibv_sge *sge, uint32_t n_sge, uint32_t offset, const uint8_t *data,
+		   uint32_t len); /* EFAULT as above, EMSGSIZE: the list is too short */
+
+/* cq.c */
+void mg_cq_push(struct mg_cq *cq, const struct ibv_wc *wc, bool solicited);
+
+/* qp.c */
+void mg_qp_error(struct mg_qp *qp); /* to ERR: everything queued is flushed */
+void mg_qp_fatal(struct mg_qp *qp, enum ibv_event_type event); /* the same, and an async event */
+void mg_qp_deadline(struct mg_qp *qp); /* recompute and arm the QP's timer */
+void mg_qp_timer(struct mg_qp *qp, mg_time now);
+void mg_qp_hdrs(const struct mg_qp *qp, uint8_t opcode, uint32_t psn, struct mg_hdrs *h); /* what all packets share */
+/* Finish *p from *h and the payload pieces already in p->iov (n_iov pieces, n bytes). */
+void mg_pkt_finish(struct mg_qp *qp, struct mg_pkt *p, struct mg_hdrs *h, uint32_t n);
+
+/* requester.c */
+enum mg_tx_result {
+	MG_TX_NONE,   /* nothing to send now */
+	MG_TX_HELD,   /* something, but it can wait (MG_TX_LAZY) */
+	MG_TX_PACKET, /* *p is filled */
+};
+enum mg_tx_result mg_req_tx(struct mg_qp *qp, mg_time now, unsigned flags, struct mg_pkt *p);
+void mg_req_go_back(struct mg_qp *qp); /* transmit again from the oldest unacknowledged */
+void mg_req_flush(struct mg_qp *qp);
+void mg_req_reset(struct mg_qp *qp);
+mg_time mg_req_deadline(const struct mg_qp *qp);
+void mg_req_timer(struct mg_qp *qp, mg_time now);
+uint64_t mg_req_ack_timeout(const struct mg_qp *qp); /* ns, 0: none */
+uint64_t mg_req_soft_base(const struct mg_qp *qp); /* ns until the first soft retransmission */
+void mg_req_restart(struct mg_qp *qp, mg_time now); /* go back with fresh retry counters and timers */
+
+/* completer.c */
+void mg_comp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h);
+void mg_comp_advance(struct mg_qp *qp); /* complete what lies below una */
+bool mg_comp_ack_to(struct mg_qp *qp, mg_time now, uint64_t to); /* false: READ data below `to` is missing */
+void mg_comp_fail(struct mg_qp *qp, enum ibv_wc_status status); /* the oldest request fails; QP to ERR */
+
+/* responder.c */
+void mg_resp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h);
+enum mg_tx_result mg_resp_tx(struct mg_qp *qp, unsigned flags, struct mg_pkt *p);
+void mg_resp_flush(struct mg_qp *qp);
+void mg_resp_reset(struct mg_qp *qp);
+int mg_resp_resources(struct mg_qp *qp, uint32_t n);
+
+/* migrate.c */
+void mg_mig_connected(struct mg_qp *qp, mg_time now); /* reached RTR */
+void mg_mig_heard(struct mg_qp *qp, mg_time now);     /* a capable packet from the peer */
+void mg_mig_rx(struct mg_qp *qp, mg_time now, const struct mg_rx *meta, const struct mg_hdrs *h);
+bool mg_mig_tx(struct mg_qp *qp, struct mg_pkt *p);
+void mg_mig_pause(struct mg_qp *qp, mg_time now);
+void mg_mig_unpause(struct mg_qp *qp, mg_time now);
+mg_time mg_mig_deadline(const struct mg_qp *qp);
+void mg_mig_timer(struct mg_qp *qp, mg_time now);
+void mg_mig_resume(struct mg_qp *qp, mg_time now, const struct mg_addr *addr);
+
+#endif

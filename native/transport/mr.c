@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* mr.c - protection domains, memory regions and the checks of every access. */
+#include "transport/internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+struct mg_pd *mg_pd_create(struct mg_engine *e)
+{
+	struct mg_pd *pd = calloc(1, sizeof(*pd));
+
+	if (!pd)
+		return NULL;
+	pd->e = e;
+	pd->handle = mg_engine_handle(e);
+	if (mg_idtab_put(&e->pds, pd->handle, pd)) {
+		free(pd);
+		return NULL;
+	}
+	return pd;
+}
+
+int mg_pd_destroy(struct mg_pd *pd)
+{
+	if (pd->refs)
+		return EBUSY;
+	mg_idtab_del(&pd->e->pds, pd->handle);
+	free(pd);
+	return 0;
+}
+
+int mg_mr_create(struct mg_pd *pd, void *addr, size_t length, uint64_t iova, unsigned access, struct mg_mr **out)
+{
+	const unsigned known = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ |
+			       IBV_ACCESS_REMOTE_ATOMIC | IBV_ACCESS_MW_BIND | IBV_ACCESS_RELAXED_ORDERING |
+			       IBV_ACCESS_HUGETLB;
+	struct mg_engine *e = pd->e;
+	struct mg_mr *mr;
+	int err;
+
+	if (access & ~known & ~(unsigned)IBV_ACCESS_OPTIONAL_RANGE)
+		return EOPNOTSUPP;
+	/* IBA 10.6.3.1: remote write and atomic need local write. */
+	if ((access & (IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC)) && !(access & IBV_ACCESS_LOCAL_WRITE))
+		return EINVAL;
+	if (length && ((uintptr_t)addr + length - 1 < (uintptr_t)addr || iova + length - 1 < iova))
+		return EINVAL;
+	mr = calloc(1, sizeof(*mr));
+	if (!mr)
+		return ENOMEM;
+	*mr = (struct mg_mr){ .pd = pd, .addr = addr, .iova = iova, .length = length, .access = access };
+	do { /* random, so that a key tells nothing about the next one; 0 stays unused */
+		e->ops->random(e->arg, &mr->key, sizeof(mr->key));
+	} while (!mr->key || mg_idtab_get(&e->mrs, mr->key));
+	err = mg_idtab_put(&e->mrs, mr->key, mr);
+	if (err) {
+		free(mr);
+		return err;
+	}
+	pd->refs++;
+	*out = mr;
+	return 0;
+}
+
+int mg_mr_destroy(struct mg_mr *mr)
+{
+	struct mg_engine *e = mr->pd->e;
+
+	if (e->mr_last == mr)
+		e->mr_last = NULL;
+	mg_idtab_del(&e->mrs, mr->key);
+	mr->pd->refs--;
+	free(mr);
+	return 0;
+}
+
+uint32_t mg_mr_lkey(const struct mg_mr *mr)
+{
+	return mr->key;
+}
+
+uint32_t mg_mr_rkey(const struct mg_mr *mr)
+{
+	return mr->key;
+}
+
+struct mg_mr *mg_mr_find(struct mg_engine *e, uint32_t key)
+{
+	struct mg_mr *mr = e->mr_last;
+
+	if (mr && mr->key == key)
+		return mr;
+	mr = mg_idtab_get(&e->mrs, key);
+	if (mr)
+		e->mr_last = mr;
+	return mr;
+}
+
+uint8_t *mg_mr_map(struct mg_pd *pd, uint32_t key, uint64_t va, uint64_t len, unsigned need)
+{
+	struct mg_mr *mr = mg_mr_find(pd->e, key);
+
+	if (!mr || mr->pd != pd || (mr->access & need) != need)
+		return NULL;
+	if (va < mr->iova || va - mr->iova > mr->length || len > mr->length - (va - mr->iova))
+		return NULL;
+	return mr->addr + (va - mr->iova);
+}

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* post.c - work requests into the queues. */
+#include "transport/internal.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+
+#define MAX_MESSAGE (1u << 31) /* bytes, IBA 9.7.1 */
+
+static bool known_opcode(enum ibv_wr_opcode op)
+{
+	return op == IBV_WR_SEND || op == IBV_WR_SEND_WITH_IMM || op == IBV_WR_RDMA_WRITE ||
+	       op == IBV_WR_RDMA_WRITE_WITH_IMM || op == IBV_WR_RDMA_READ;
+}
+
+static int check_send(const struct mg_qp *qp, const struct ibv_send_wr *wr, uint64_t *length)
+{
+	bool inl = wr->send_flags & IBV_SEND_INLINE;
+
+	*length = 0;
+	if (!known_opcode(wr->opcode))
+		return wr->opcode <= IBV_WR_TSO ? EOPNOTSUPP : EINVAL;
+	if (wr->num_sge < 0 || (!inl && (uint32_t)wr->num_sge > qp->cap.max_send_sge) ||
+	    (wr->num_sge && !wr->sg_list))
+		return EINVAL;
+	for (int i = 0; i < wr->num_sge; i++)
+		*length += wr->sg_list[i].length;
+	if (inl && (wr->opcode == IBV_WR_RDMA_READ || *length > qp->cap.max_inline_data))
+		return EINVAL;
+	if (*length > MAX_MESSAGE)
+		return EINVAL;
+	if (wr->opcode == IBV_WR_RDMA_READ && !qp->req.n_reads)
+		return EINVAL;
+	return 0;
+}
+
+static void fill_send(struct mg_qp *qp, struct mg_swqe *w, const struct ibv_send_wr *wr, uint32_t length)
+{
+	w->wr_id = wr->wr_id;
+	w->length = length;
+	w->psn = qp->req.end;
+	w->n_psn = mg_packets(length, qp->mtu);
+	w->opcode = (uint8_t)wr->opcode;
+	w->status = IBV_WC_SUCCESS;
+	w->imm = ntohl(wr->imm_data);
+	w->remote_addr = wr->wr.rdma.remote_addr;
+	w->rkey = wr->wr.rdma.rkey;
+	w->flags = (uint8_t)((wr->send_flags & IBV_SEND_SIGNALED || qp->sq_sig_all ? MG_WQE_SIGNALED : 0) |
+			     (wr->send_flags & IBV_SEND_SOLICITED ? MG_WQE_SOLICITED : 0) |
+			     (wr->send_flags & IBV_SEND_FENCE ? MG_WQE_FENCE : 0) |
+			     (wr->send_flags & IBV_SEND_INLINE ? MG_WQE_INLINE : 0));
+	if (w->flags & MG_WQE_INLINE) {
+		uint8_t *to = w->u.inline_data;
+
+		for (int i = 0; i < wr->num_sge; i++) {
+			if (wr->sg_list[i].length)
+				memcpy(to, (const void *)(uintptr_t)wr->sg_list[i].addr, wr->sg_list[i].length);
+			to += wr->sg_list[i].length;
+		}
+		w->n_sge = 0;
+	} else {
+		w->n_sge = (uint8_t)wr->num_sge;
+		if (wr->num_sge)
+			memcpy(w->u.sge, wr->sg_list, (size_t)wr->num_sge * sizeof(struct ibv_sge));
+	}
+	qp->req.end += w->n_psn;
+}
+
+int mg_post_send(struct mg_qp *qp, mg_time now, struct ibv_send_wr *wr, struct ibv_send_wr **bad)
+{
+	int err = 0;
+
+	(void)now;
+	for (; wr; wr = wr->next) {
+		uint64_t length;
+
+		/* IBA 10.8.2: posting is an error before RTS; in the error states requests are flushed. */
+		err = mg_qp_sends(qp) || qp->state == IBV_QPS_ERR ? 0 : EINVAL;
+		if (!err)
+			err = check_send(qp, wr, &length);
+		if (!err && qp->req.tail - qp->req.head >= qp->cap.max_send_wr)
+			err = ENOMEM;
+		if (err)
+			break;
+		fill_send(qp, mg_sq_at(qp, qp->req.tail), wr, (uint32_t)length);
+		qp->req.tail++;
+	}
+	if (err && bad)
+		*bad = wr;
+	if (qp->state == IBV_QPS_ERR)
+		mg_req_flush(qp);
+	else if (qp->req.snd != qp->req.end)
+		mg_qp_ready(qp);
+	return err;
+}
+
+int mg_post_recv(struct mg_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
+{
+	int err = 0;
+
+	for (; wr; wr = wr->next) {
+		struct mg_rwqe *w;
+		uint64_t length = 0;
+
+		if (qp->state == IBV_QPS_RESET || wr->num_sge < 0 || (uint32_t)wr->num_sge > qp->cap.max_recv_sge ||
+		    (wr->num_sge && !wr->sg_list))
+			err = EINVAL;
+		else if (qp->rq_tail - qp->rq_head >= qp->cap.max_recv_wr)
+			err = ENOMEM;
+		for (int i = 0; !err && i < wr->num_sge; i++)
+			length += wr->sg_list[i].length;
+		if (!err && length > UINT32_MAX)
+			err = EINVAL;
+		if (err)
+			break;
+		w = mg_rq_at(qp, qp->rq_tail++);
+		w->wr_id = wr->wr_id;
+		w->length = (uint32_t)length;
+		w->n_sge = (uint32_t)wr->num_sge;
+		if (wr->num_sge)
+			memcpy(w->sge, wr->sg_list, (size_t)wr->num_sge * sizeof(struct ibv_sge));
+	}
+	if (err && bad)
+		*bad = wr;
+	if (qp->state == IBV_QPS_ERR)
+		mg_resp_flush(qp);
+	return err;
+}

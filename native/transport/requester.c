@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * requester.c - turns posted requests into packets; go-back-N and its timers.
+ *
+ * Two timers guard what is in flight. The local ACK timeout is the standard's (IBA 9.7.6.1.3):
+ * each expiry without progress costs one of retry_cnt. Long before it (some round trips), a soft
+ * timer sends the oldest packet once more, at no cost, so that a lost tail is mended in
+ * milliseconds instead of the 67 ms that programs usually ask for.
+ */
+#include "transport/internal.h"
+
+#include <stdlib.h>
+
+#define SOFT_MIN (4 * MG_MS)
+#define SOFT_MAX (1 * MG_S)
+#define LAZY_BYTES 512u	  /* sends up to this size may wait for company... */
+#define LAZY_IN_FLIGHT 8u /* ...while this many packets are on their way... */
+#define LAZY_BATCH 16u	  /* ...until this many requests are together */
+#define ACK_EVERY 32u	  /* packets between requests for an acknowledgement */
+
+void mg_req_reset(struct mg_qp *qp)
+{
+	struct mg_requester *r = &qp->req;
+	uint64_t *reads = r->reads;
+
+	*r = (struct mg_requester){ .reads = reads, .soft_rto = SOFT_MIN };
+	mg_window_init(&r->win);
+}
+
+uint64_t mg_req_ack_timeout(const struct mg_qp *qp)
+{
+	return qp->attr.timeout ? 4096ull << qp->attr.timeout : 0;
+}
+
+uint64_t mg_req_soft_base(const struct mg_qp *qp)
+{
+	uint64_t rto = SOFT_MIN + 4 * qp->req.srtt;
+
+	return rto > SOFT_MAX ? SOFT_MAX : rto;
+}
+
+void mg_req_go_back(struct mg_qp *qp)
+{
+	struct mg_requester *r = &qp->req;
+
+	r->snd = r->una;
+	r->cur = r->head;
+	r->read_fill = 0;
+	r->rtt_sent = 0;
+	mg_qp_ready(qp);
+}
+
+void mg_req_restart(struct mg_qp *qp, mg_time now)
+{
+	struct mg_requester *r = &qp->req;
+
+	r->retry_left = qp->attr.retry_cnt;
+	r->rnr_left = qp->attr.rnr_retry;
+	r->rnr_until = 0;
+	r->probing = false;
+	r->soft_rto = mg_req_soft_base(qp);
+	r->ack_since = r->max > r->una ? now : 0;
+	r->soft_at = now + r->soft_rto;
+	r->gap_recover = 0;
+	mg_req_go_back(qp);
+}
+
+void mg_req_flush(struct mg_qp *qp)
+{
+	struct mg_requester *r = &qp->req;
+
+	for (; r->head != r->tail; r->head++) {
+		struct ibv_wc wc = { .wr_id = mg_sq_at(qp, r->head)->wr_id, .status = IBV_WC_WR_FLUSH_ERR,
+				     .qp_num = qp->qpn };
+
+		mg_cq_push(qp->send_cq, &wc, false);
+	}
+	r->cur = r->tail;
+	r->una = r->snd = r->max = r->end;
+	r->ack_since = r->rnr_until = 0;
+}
+
+/* ---- building packets ------------------------------------------------------------------------- */
+
+static uint8_t data_opcode(const struct mg_swqe *w, bool first, bool last)
+{
+	bool write = w->opcode == IBV_WR_RDMA_WRITE || w->opcode == IBV_WR_RDMA_WRITE_WITH_IMM;
+	bool imm = w->opcode == IBV_WR_SEND_WITH_IMM || w->opcode == IBV_WR_RDMA_WRITE_WITH_IMM;
+	uint8_t base = write ? MG_OP_WRITE_FIRST : MG_OP_SEND_FIRST; /* FIRST MIDDLE LAST LAST_IMM ONLY ONLY_IMM */
+
+	if (first && last)
+		return (uint8_t)(base + 4 + imm);
+	if (last)
+		return (uint8_t)(base + 2 + imm);
+	return first ? base : (uint8_t)(base + 1);
+}
+
+static int build_data(struct mg_qp *qp, struct mg_swqe *w, bool ackreq, struct mg_pkt *p)
+{
+	struct mg_requester *r = &qp->req;
+	uint64_t i = r->snd - w->psn;
+	uint32_t offset = (uint32_t)i * qp->mtu;
+	uint32_t n = w->length - offset < qp->mtu ? w->length - offset : qp->mtu;
+	bool first = i == 0, last = i + 1 == w->n_psn;
+	struct mg_hdrs h;
+
+	p->n_iov = 0;
+	if (w->flags & MG_WQE_INLINE) {
+		if (n)
+			p->iov[p->n_iov++] = (struct iovec){ .iov_base = w->u.inline_data + offset, .iov_len = n };
+	} else if (n && mg_sge_gather(qp->pd, w->u.sge, w->n_sge, offset, n, p)) {
+		return IBV_WC_LOC_PROT_ERR;
+	}
+	mg_qp_hdrs(qp, data_opcode(w, first, last), (uint32_t)r->snd, &h);
+	h.ackreq = ackreq || last;
+	h.solicited = last && w->flags & MG_WQE_SOLICITED;
+	h.imm = w->imm;
+	h.reth.va = w->remote_addr;
+	h.reth.rkey = w->rkey;
+	h.reth.length = w->length;
+	mg_pkt_finish(qp, p, &h, n);
+	return IBV_WC_SUCCESS;
+}
+
+static void build_read(struct mg_qp *qp, const struct mg_swqe *w, uint32_t n_psn, struct mg_pkt *p)
+{
+	struct mg_requester *r = &qp->req;
+	uint32_t offset = (uint32_t)(r->snd - w->psn) * qp->mtu;
+	uint64_t bytes = (uint64_t)n_psn * qp->mtu;
+	struct mg_hdrs h;
+
+	p->n_iov = 0;
+	mg_qp_hdrs(qp, MG_OP_READ_REQ, (uint32_t)r->snd, &h);
+	h.ackreq = true;
+	h.reth.va = w->remote_addr + offset;
+	h.reth.rkey = w->rkey;
+	h.reth.length = w->length - offset < bytes ? w->length - offset : (uint32_t)bytes;
+	mg_pkt_finish(qp, p, &h, 0);
+}
+
+/* A READ asks for at most read_chunk packets at a time, always up to the same boundaries: so a
+ * repeated request never reaches past one that the responder may have executed already. */
+static uint32_t read_packets(const struct mg_qp *qp, const struct mg_swqe *w)
+{
+	uint32_t i = (uint32_t)(qp->req.snd - w->psn);
+	uint32_t chunk = qp->req.read_chunk - i % qp->req.read_chunk;
+
+	return chunk < w->n_psn - i ? chunk : w->n_psn - i;
+}
+
+static bool may_send(const struct mg_qp *qp, const struct mg_swqe *w)
+{
+	const struct mg_requester *r = &qp->req;
+	bool begins = r->snd == w->psn;
+
+	if (!mg_qp_sends(qp) || qp->mig.resuming || r->rnr_until || w->status != IBV_WC_SUCCESS)
+		return false;
+	if ((r->probing || qp->mig.paused) && !r->probe_credit)
+		return false;
+	if (qp->state == IBV_QPS_SQD && begins && r->snd >= r->max)
+		return false;
+	return !(begins && w->flags & MG_WQE_FENCE && r->read_fill);
+}
+
+static bool can_wait(const struct mg_qp *qp, const struct mg_swqe *w, uint64_t in_flight)
+{
+	const struct mg_requester *r = &qp->req;
+
+	return w->length <= LAZY_BYTES && w->opcode != IBV_WR_RDMA_READ && in_flight >= LAZY_IN_FLIGHT &&
+	       r->tail - r->cur < LAZY_BATCH && r->snd >= r->max;
+}
+
+static void sent(struct mg_qp *qp, const struct mg_swqe *w, mg_time now, uint32_t n, bool ackreq)
+{
+	struct mg_requester *r = &qp->req;
+
+	if (r->snd < r->max) {
+		qp->retransmits++;
+		qp->e->counters[MG_CNT_RETRANSMITS]++;
+	} else if (!r->rtt_sent && ackreq) {
+		r->rtt_psn = r->snd + n - 1;
+		r->rtt_sent = now;
+	}
+	if (!r->ack_since) {
+		r->ack_since = now;
+		r->soft_at = now + r->soft_rto;
+	}
+	r->snd += n;
+	if (r->snd > r->max)
+		r->max = r->snd;
+	if (r->snd >= w->psn + w->n_psn)
+		r->cur++;
+	r->probe_credit = false;
+}
+
+enum mg_tx_result mg_req_tx(struct mg_qp *qp, mg_time now, unsigned flags, struct mg_pkt *p)
+{
+	struct mg_requester *r = &qp->req;
+	uint64_t in_flight = r->snd - r->una;
+	uint32_t window = r->win.cwnd, n = 1;
+	struct mg_swqe *w;
+	bool ackreq;
+	int status = IBV_WC_SUCCESS;
+
+	if (r->snd == r->end)
+		return MG_TX_NONE;
+	w = mg_sq_at(qp, r->cur);
+	if (!may_send(qp, w) || in_flight >= window)
+		return MG_TX_NONE;
+	if (flags & MG_TX_LAZY && !r->probing && can_wait(qp, w, in_flight))
+		return MG_TX_HELD;
+	ackreq = in_flight + 1 >= window || r->snd % ACK_EVERY == 0 || r->probing || qp->mig.paused;
+	if (w->opcode == IBV_WR_RDMA_READ) {
+		n = read_packets(qp, w);
+		if (r->read_fill == r->n_reads || (in_flight && in_flight + n > window))
+			return MG_TX_NONE;
+		build_read(qp, w, n, p);
+		r->reads[(r->read_head + r->read_fill++) % r->n_reads] = r->snd + n;
+	} else {
+		status = build_data(qp, w, ackreq, p);
+	}
+	if (status != IBV_WC_SUCCESS) {
+		/* Earlier requests complete first; then this one fails (IBA 10.8.2.1). */
+		w->status = (uint8_t)status;
+		mg_comp_advance(qp);
+		return MG_TX_NONE;
+	}
+	sent(qp, w, now, n, ackreq || r->snd + 1 == w->psn + w->n_psn || w->opcode == IBV_WR_RDMA_READ);
+	return MG_TX_PACKET;
+}
+
+/* ---- timers ------------------------------------------------------------------------------------ */
+
+mg_time mg_req_deadline(const struct mg_qp *qp)
+{
+	const struct mg_requester *r = &qp->req;
+	uint64_t timeout = mg_req_ack_timeout(qp);
+
+	if (!mg_qp_sends(qp) || qp->mig.paused || qp->mig.resuming)
+		return MG_NEVER;
+	if (r->rnr_until)
+		return r->rnr_until;
+	if (!r->ack_since)
+		return MG_NEVER;
+	if (timeout && r->ack_since + timeout < r->soft_at)
+		return r->ack_since + timeout;
+	return r->soft_at;
+}
+
+void mg_req_timer(struct mg_qp *qp, mg_time now)
+{
+	struct mg_requester *r = &qp->req;
+	uint64_t timeout = mg_req_ack_timeout(qp);
+
+	if (qp->mig.paused || qp->mig.resuming)
+		return;
+	if (r->rnr_until) {
+		if (now < r->rnr_until)
+			return;
+		r->rnr_until = 0;
+		mg_qp_ready(qp);
+		return;
+	}
+	if (!r->ack_since)
+		return;
+	if (timeout && now >= r->ack_since + timeout) {
+		qp->e->counters[MG_CNT_TIMEOUTS]++;
+		if (!r->retry_left) {
+			mg_comp_fail(qp, IBV_WC_RETRY_EXC_ERR);
+			return;
+		}
+		r->retry_left--;
+		r->ack_since = now;
+	} else if (now < r->soft_at) {
+		return;
+	}
+	r->soft_rto = r->soft_rto * 2 > SOFT_MAX ? SOFT_MAX : r->soft_rto * 2;
+	r->soft_at = now + r->soft_rto;
+	mg_window_loss(&r->win, r->una, r->max);
+	mg_req_go_back(qp);
+	r->probing = r->probe_credit = true;
+}

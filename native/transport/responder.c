@@ -1,0 +1,420 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * responder.c - executes the peer's requests in PSN order and answers them.
+ *
+ * Acknowledgements are cumulative and sent when the caller has no more packets for us, when
+ * enough have gathered, or at once for errors. READ answers are jobs in PSN order; nothing that
+ * acknowledges a later PSN overtakes them (IBA 9.7.4.1.2).
+ */
+#include "transport/internal.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#define ACK_BATCH 16 /* requests acknowledged together at most, while more keep coming */
+
+void mg_resp_reset(struct mg_qp *qp)
+{
+	struct mg_responder *r = &qp->resp;
+	struct mg_resource *res = r->res;
+	struct mg_job *jobs = r->jobs;
+	uint32_t n_res = r->n_res, n_jobs = r->n_jobs;
+
+	*r = (struct mg_responder){ .res = res, .jobs = jobs, .n_res = n_res, .n_jobs = n_jobs,
+				    .opcode = MG_RESP_IDLE };
+	for (uint32_t i = 0; i < n_res; i++)
+		res[i].opcode = 0;
+}
+
+int mg_resp_resources(struct mg_qp *qp, uint32_t n)
+{
+	struct mg_responder *r = &qp->resp;
+	struct mg_resource *res = calloc(n ? n : 1, sizeof(*res));
+	struct mg_job *jobs = calloc(n ? n : 1, sizeof(*jobs));
+
+	if (!res || !jobs) {
+		free(res);
+		free(jobs);
+		return ENOMEM;
+	}
+	free(r->res);
+	free(r->jobs);
+	r->res = res;
+	r->jobs = jobs;
+	r->n_res = r->n_jobs = n;
+	r->res_next = r->job_head = r->job_fill = 0;
+	return 0;
+}
+
+static void push_recv(struct mg_qp *qp, struct ibv_wc *wc, bool solicited)
+{
+	wc->qp_num = qp->qpn;
+	wc->src_qp = qp->peer_qpn;
+	qp->recv_done++;
+	mg_cq_push(qp->recv_cq, wc, solicited);
+}
+
+void mg_resp_flush(struct mg_qp *qp)
+{
+	struct mg_responder *r = &qp->resp;
+
+	for (; qp->rq_head != qp->rq_tail; qp->rq_head++) {
+		struct ibv_wc wc = { .wr_id = mg_rq_at(qp, qp->rq_head)->wr_id, .status = IBV_WC_WR_FLUSH_ERR };
+
+		push_recv(qp, &wc, false);
+	}
+	r->job_fill = 0;
+	r->ack_pending = r->have_wqe = false;
+	r->nak = 0;
+	r->opcode = MG_RESP_IDLE;
+}
+
+/* ---- refusing -------------------------------------------------------------------------------- */
+
+static void nak(struct mg_qp *qp, uint8_t syndrome)
+{
+	qp->resp.nak = syndrome;
+	qp->resp.nak_sent = true;
+	mg_qp_ready(qp);
+}
+
+/* A class B/C responder error (IBA 9.9.3.1): tell the peer, break the QP; with `status`, the
+ * receive request in use completes with it first. */
+static void refuse(struct mg_qp *qp, uint8_t syndrome, enum ibv_wc_status status)
+{
+	enum ibv_event_type event = syndrome == MG_NAK_REM_ACCESS ? IBV_EVENT_QP_ACCESS_ERR :
+				    syndrome == MG_NAK_INVALID_REQ ? IBV_EVENT_QP_REQ_ERR : IBV_EVENT_QP_FATAL;
+
+	if (status != IBV_WC_SUCCESS && qp->rq_head != qp->rq_tail) {
+		struct ibv_wc wc = { .wr_id = mg_rq_at(qp, qp->rq_head)->wr_id, .status = status,
+				     .opcode = IBV_WC_RECV };
+
+		qp->rq_head++;
+		push_recv(qp, &wc, false);
+	}
+	nak(qp, syndrome);
+	mg_qp_fatal(qp, event);
+}
+
+static void rnr(struct mg_qp *qp)
+{
+	qp->e->counters[MG_CNT_RNR_NAKS_TX]++;
+	nak(qp, (uint8_t)(MG_AETH_RNR | (qp->attr.min_rnr_timer & 0x1f)));
+}
+
+/* ---- executing --------------------------------------------------------------------------------- */
+
+/* IBA 9.7.4.1.5: FIRST and ONLY begin a message, MIDDLE and LAST go on with the same kind. */
+static bool sequence_ok(const struct mg_responder *r, const struct mg_hdrs *h)
+{
+	bool begins = h->mask & (MG_P_FIRST | MG_P_ONLY) || h->opcode == MG_OP_READ_REQ;
+
+	if (r->opcode == MG_RESP_IDLE)
+		return begins;
+	return !begins && ((mg_opinfo[r->opcode].mask ^ h->mask) & (MG_P_SEND | MG_P_WRITE)) == 0;
+}
+
+static bool length_ok(const struct mg_qp *qp, const struct mg_hdrs *h)
+{
+	if (h->mask & (MG_P_FIRST | MG_P_MIDDLE))
+		return h->payload_len == qp->mtu && h->pad == 0;
+	if (h->mask & MG_P_LAST)
+		return h->payload_len >= 1 && h->payload_len <= qp->mtu;
+	if (h->opcode == MG_OP_READ_REQ)
+		return h->payload_len == 0;
+	return h->payload_len <= qp->mtu;
+}
+
+static void accepted(struct mg_qp *qp, const struct mg_hdrs *h, uint32_t n_psn)
+{
+	struct mg_responder *r = &qp->resp;
+	bool ends = h->mask & (MG_P_LAST | MG_P_ONLY) || h->opcode == MG_OP_READ_REQ;
+
+	r->epsn = (r->epsn + n_psn) & MG_PSN_MASK;
+	r->nak_sent = false;
+	r->opcode = ends ? MG_RESP_IDLE : h->opcode;
+	if (ends)
+		r->msn = (r->msn + 1) & MG_PSN_MASK;
+	if (!r->comm_est) {
+		r->comm_est = true;
+		if (qp->state == IBV_QPS_RTR)
+			qp->e->ops->async_event(qp->e->arg, IBV_EVENT_COMM_EST, qp);
+	}
+	if (h->opcode == MG_OP_READ_REQ) {
+		r->ack_pending = false; /* its data acknowledges all that came before */
+	} else if (h->ackreq) {
+		r->ack_pending = true;
+		r->ack_count++;
+	}
+	mg_qp_ready(qp);
+}
+
+static void recv_done(struct mg_qp *qp, const struct mg_hdrs *h, enum ibv_wc_opcode opcode, uint32_t bytes)
+{
+	struct ibv_wc wc = { .wr_id = mg_rq_at(qp, qp->rq_head)->wr_id, .status = IBV_WC_SUCCESS, .opcode = opcode,
+			     .byte_len = bytes };
+
+	if (h->mask & MG_H_IMM) {
+		wc.wc_flags = IBV_WC_WITH_IMM;
+		wc.imm_data = htonl(h->imm);
+	}
+	qp->rq_head++;
+	push_recv(qp, &wc, h->solicited);
+}
+
+static void rx_send(struct mg_qp *qp, const struct mg_hdrs *h)
+{
+	struct mg_responder *r = &qp->resp;
+	struct mg_rwqe *w;
+	int err;
+
+	if (!r->have_wqe) {
+		if (qp->rq_head == qp->rq_tail) {
+			rnr(qp);
+			return;
+		}
+		r->have_wqe = true;
+		r->offset = 0;
+	}
+	w = mg_rq_at(qp, qp->rq_head);
+	if (h->payload_len > w->length - r->offset) {
+		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_LOC_LEN_ERR);
+		return;
+	}
+	err = mg_sge_scatter(qp->pd, w->sge, w->n_sge, r->offset, h->payload, h->payload_len);
+	if (err) {
+		refuse(qp, MG_NAK_REM_OP, IBV_WC_LOC_PROT_ERR);
+		return;
+	}
+	r->offset += h->payload_len;
+	if (h->mask & (MG_P_LAST | MG_P_ONLY)) {
+		r->have_wqe = false;
+		recv_done(qp, h, IBV_WC_RECV, r->offset);
+	}
+	accepted(qp, h, 1);
+}
+
+static void rx_write(struct mg_qp *qp, const struct mg_hdrs *h)
+{
+	struct mg_responder *r = &qp->resp;
+	bool begins = h->mask & (MG_P_FIRST | MG_P_ONLY), ends = h->mask & (MG_P_LAST | MG_P_ONLY);
+	uint64_t va = begins ? h->reth.va : r->wr_va;
+	uint32_t rkey = begins ? h->reth.rkey : r->wr_rkey;
+	uint32_t left = begins ? h->reth.length : r->wr_left;
+	uint8_t *to = NULL;
+
+	if (h->payload_len > left || (ends && h->payload_len != left) || (!ends && h->payload_len == left)) {
+		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
+		return;
+	}
+	/* A write of no bytes is not checked against a key (IBA 9.7.4.1.6, C9-88). */
+	if (!(qp->access & IBV_ACCESS_REMOTE_WRITE) ||
+	    (left && !(to = mg_mr_map(qp->pd, rkey, va, left, IBV_ACCESS_REMOTE_WRITE)))) {
+		refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
+		return;
+	}
+	if (h->mask & MG_H_IMM && qp->rq_head == qp->rq_tail) {
+		rnr(qp);
+		return;
+	}
+	if (h->payload_len)
+		memcpy(to, h->payload, h->payload_len);
+	if (begins)
+		r->offset = 0;
+	r->offset += h->payload_len;
+	r->wr_va = va + h->payload_len;
+	r->wr_rkey = rkey;
+	r->wr_left = left - h->payload_len;
+	if (h->mask & MG_H_IMM)
+		recv_done(qp, h, IBV_WC_RECV_RDMA_WITH_IMM, r->offset);
+	accepted(qp, h, 1);
+}
+
+static void add_job(struct mg_qp *qp, uint32_t psn, uint32_t last_psn, const struct mg_hdrs *h)
+{
+	struct mg_responder *r = &qp->resp;
+
+	r->jobs[(r->job_head + r->job_fill++) % r->n_jobs] = (struct mg_job){
+		.psn = psn, .last_psn = last_psn, .va = h->reth.va, .rkey = h->reth.rkey, .left = h->reth.length
+	};
+	mg_qp_ready(qp);
+}
+
+static bool read_allowed(const struct mg_qp *qp, const struct mg_hdrs *h)
+{
+	return qp->access & IBV_ACCESS_REMOTE_READ &&
+	       (!h->reth.length ||
+		mg_mr_map(qp->pd, h->reth.rkey, h->reth.va, h->reth.length, IBV_ACCESS_REMOTE_READ));
+}
+
+static void rx_read(struct mg_qp *qp, const struct mg_hdrs *h)
+{
+	struct mg_responder *r = &qp->resp;
+	uint32_t n = mg_packets(h->reth.length, qp->mtu);
+	uint32_t last = (h->psn + n - 1) & MG_PSN_MASK;
+
+	/* More at once than we granted, or longer than a message may be (IBA 9.7.4.1.1). */
+	if (r->job_fill == r->n_jobs || h->reth.length > 1u << 31) {
+		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
+		return;
+	}
+	if (!read_allowed(qp, h)) {
+		refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
+		return;
+	}
+	r->res[r->res_next] = (struct mg_resource){ .first_psn = h->psn, .last_psn = last, .va = h->reth.va,
+						    .rkey = h->reth.rkey, .length = h->reth.length,
+						    .opcode = h->opcode };
+	r->res_next = (r->res_next + 1) % r->n_res;
+	add_job(qp, h->psn, last, h);
+	accepted(qp, h, n);
+}
+
+/* ---- duplicates (IBA 9.7.5.1.4) -------------------------------------------------------------- */
+
+static void duplicate_read(struct mg_qp *qp, const struct mg_hdrs *h)
+{
+	struct mg_responder *r = &qp->resp;
+	uint32_t n = mg_packets(h->reth.length, qp->mtu);
+
+	for (uint32_t i = 0; i < r->n_res; i++) {
+		const struct mg_resource *s = &r->res[i];
+		int32_t skip = mg_psn_diff(h->psn, s->first_psn);
+
+		if (s->opcode != MG_OP_READ_REQ || skip < 0 ||
+		    mg_psn_diff((h->psn + n - 1) & MG_PSN_MASK, s->last_psn) > 0)
+			continue;
+		if (s->rkey != h->reth.rkey || h->reth.va != s->va + (uint64_t)skip * qp->mtu ||
+		    (uint64_t)skip * qp->mtu + h->reth.length > s->length)
+			return; /* not what was asked before: dropped */
+		if (!read_allowed(qp, h)) {
+			refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
+			return;
+		}
+		/* The requester has gone back: it will ask again for whatever was still to come. */
+		r->job_head = r->job_fill = 0;
+		add_job(qp, h->psn, (h->psn + n - 1) & MG_PSN_MASK, h);
+		return;
+	}
+}
+
+static void duplicate(struct mg_qp *qp, const struct mg_hdrs *h)
+{
+	struct mg_responder *r = &qp->resp;
+
+	qp->duplicates++;
+	qp->e->counters[MG_CNT_DUPLICATES]++;
+	if (h->opcode == MG_OP_READ_REQ) {
+		duplicate_read(qp, h);
+		return;
+	}
+	r->ack_pending = r->ack_force = true;
+	mg_qp_ready(qp);
+}
+
+void mg_resp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h)
+{
+	struct mg_responder *r = &qp->resp;
+	int32_t diff = mg_psn_diff(h->psn, r->epsn);
+
+	(void)now;
+	if (diff > 0) {
+		if (!r->nak_sent) {
+			qp->e->counters[MG_CNT_SEQ_NAKS_TX]++;
+			nak(qp, MG_NAK_PSN_SEQ);
+		}
+		return;
+	}
+	if (diff < 0) {
+		duplicate(qp, h);
+		return;
+	}
+	if (r->nak && (r->nak & MG_AETH_KIND) == MG_AETH_RNR)
+		return; /* the RNR NAK about this very packet has not gone out yet */
+	r->nak = 0; /* a sequence NAK that is no longer true */
+	if (!sequence_ok(r, h) || !length_ok(qp, h)) {
+		refuse(qp, MG_NAK_INVALID_REQ, r->have_wqe ? IBV_WC_LOC_QP_OP_ERR : IBV_WC_SUCCESS);
+		return;
+	}
+	if (h->mask & MG_P_SEND && !(h->mask & MG_H_IETH))
+		rx_send(qp, h);
+	else if (h->mask & MG_P_WRITE)
+		rx_write(qp, h);
+	else if (h->opcode == MG_OP_READ_REQ)
+		rx_read(qp, h);
+	else
+		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS); /* atomics, invalidate: not offered */
+}
+
+/* ---- answering -------------------------------------------------------------------------------- */
+
+static bool tx_read(struct mg_qp *qp, struct mg_pkt *p)
+{
+	struct mg_responder *r = &qp->resp;
+	struct mg_job *j = &r->jobs[r->job_head];
+	bool first = !j->started, last = j->psn == j->last_psn;
+	uint32_t n = j->left < qp->mtu ? j->left : qp->mtu;
+	uint8_t *from = NULL;
+	struct mg_hdrs h;
+
+	if (n && !(from = mg_mr_map(qp->pd, j->rkey, j->va, n, IBV_ACCESS_REMOTE_READ))) {
+		/* Deregistered while we were answering: the NAK names the packet that cannot come. */
+		r->epsn = j->psn;
+		r->job_fill = 0;
+		refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
+		return false;
+	}
+	mg_qp_hdrs(qp, first && last ? MG_OP_READ_RESP_ONLY : last ? MG_OP_READ_RESP_LAST :
+		   first ? MG_OP_READ_RESP_FIRST : MG_OP_READ_RESP_MIDDLE, j->psn, &h);
+	h.aeth.syndrome = MG_AETH_ACK;
+	h.aeth.msn = r->msn;
+	p->n_iov = 0;
+	if (n)
+		p->iov[p->n_iov++] = (struct iovec){ .iov_base = from, .iov_len = n };
+	mg_pkt_finish(qp, p, &h, n);
+	j->started = true;
+	j->va += n;
+	j->left -= n;
+	j->psn = (j->psn + 1) & MG_PSN_MASK;
+	if (last) {
+		r->job_head = (r->job_head + 1) % r->n_jobs;
+		r->job_fill--;
+	}
+	return true;
+}
+
+static void tx_ack(struct mg_qp *qp, uint8_t syndrome, uint32_t psn, struct mg_pkt *p)
+{
+	struct mg_responder *r = &qp->resp;
+	struct mg_hdrs h;
+
+	mg_qp_hdrs(qp, MG_OP_ACK, psn, &h);
+	h.aeth.syndrome = syndrome;
+	h.aeth.msn = r->msn;
+	p->n_iov = 0;
+	mg_pkt_finish(qp, p, &h, 0);
+	r->ack_pending = r->ack_force = false; /* a NAK acknowledges what came before it */
+	r->ack_count = 0;
+}
+
+enum mg_tx_result mg_resp_tx(struct mg_qp *qp, unsigned flags, struct mg_pkt *p)
+{
+	struct mg_responder *r = &qp->resp;
+	uint8_t syndrome;
+
+	if (r->job_fill && qp->state != IBV_QPS_ERR && tx_read(qp, p))
+		return MG_TX_PACKET;
+	if (r->nak) {
+		syndrome = r->nak;
+		r->nak = 0;
+		tx_ack(qp, syndrome, r->epsn, p);
+		return MG_TX_PACKET;
+	}
+	if (!r->ack_pending || !mg_qp_connected(qp))
+		return MG_TX_NONE;
+	if (flags & MG_TX_LAZY && !r->ack_force && r->ack_count < ACK_BATCH)
+		return MG_TX_HELD;
+	tx_ack(qp, MG_AETH_ACK, (r->epsn - 1) & MG_PSN_MASK, p);
+	return MG_TX_PACKET;
+}
