@@ -40,6 +40,8 @@ struct mg_device {
 	_Atomic uint64_t last_poll; /* ns: when the application last polled; the thread keeps away */
 	pthread_t thread;
 	_Atomic bool quit;
+	_Atomic bool lock_wanted; /* the progress thread has to stop or resume: let it in */
+	bool forked;	/* a child's copy: its sockets are closed, nothing works on it */
 	int wake_fd; /* eventfd to wake the progress thread */
 };
 
@@ -63,8 +65,13 @@ int mg_device_probe(struct mg_port *port);
 struct mg_device *mg_device_get(void);
 void mg_device_put(struct mg_device *dev); /* the last put closes thread, sockets, engine */
 
+void mg_device_let_in(struct mg_device *dev); /* give way to the progress thread, for a moment */
+
 static inline void mg_device_lock(struct mg_device *dev)
 {
+	/* A spinning poller would take the mutex again before the woken waiter is there. */
+	if (__builtin_expect(atomic_load_explicit(&dev->lock_wanted, memory_order_relaxed), 0))
+		mg_device_let_in(dev);
 	pthread_mutex_lock(&dev->lock);
 }
 static inline void mg_device_unlock(struct mg_device *dev)
@@ -76,7 +83,10 @@ mg_time mg_now(void); /* CLOCK_MONOTONIC, ns */
 
 /* Lock held. Send what the engine has (lazy: see MG_TX_LAZY). After posting. */
 void mg_net_flush(struct mg_device *dev, unsigned tx_flags);
-/* Lock held. Receive what is there (bounded), run due timers, send. Returns packets received. */
+/*
+ * Lock held. Receive what is there (bounded: one train), run due timers, send. Returns packets
+ * received. Counts as a poll by the application (mg_note_poll).
+ */
 int mg_net_poll(struct mg_device *dev);
 /* Tell the progress thread that the application is polling (cheap; every poll_cq). */
 static inline void mg_note_poll(struct mg_device *dev, mg_time now)

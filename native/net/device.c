@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * device.c - the process's one device: opened by the first get, closed by the last put.
+ */
+#include "net/net.h"
+
+#include "control/control.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+static struct {
+	pthread_mutex_t lock; /* before dev->lock */
+	pthread_once_t once;
+	struct mg_device *dev;
+	struct mg_device_hooks hooks;
+} the = { .lock = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT };
+
+void mg_say(const char *fmt, ...)
+{
+	char line[512];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(line, sizeof(line), fmt, ap);
+	va_end(ap);
+	fprintf(stderr, "migroce: %s\n", line); /* one write: lines of several processes stay whole */
+}
+
+/* ---- what the engine asks for --------------------------------------------------------------- */
+
+static void op_random(void *arg, void *buf, size_t n)
+{
+	uint8_t *p = buf;
+
+	(void)arg;
+	while (n) {
+		ssize_t got = getrandom(p, n, 0);
+
+		if (got < 0) {
+			if (errno == EINTR)
+				continue;
+			/* Guessable ids and tokens are no way to go on. */
+			mg_say("no random numbers from the kernel: %s", strerror(errno));
+			abort();
+		}
+		p += got;
+		n -= (size_t)got;
+	}
+}
+
+static void op_cq_event(void *arg, struct mg_cq *cq)
+{
+	(void)arg;
+	if (the.hooks.cq_event)
+		the.hooks.cq_event(cq);
+}
+
+static void op_async_event(void *arg, enum ibv_event_type type, void *object)
+{
+	(void)arg;
+	if (the.hooks.async_event)
+		the.hooks.async_event(type, object);
+}
+
+static const struct mg_ops engine_ops = {
+	.random = op_random,
+	.cq_event = op_cq_event,
+	.async_event = op_async_event,
+};
+
+void mg_device_set_hooks(const struct mg_device_hooks *hooks)
+{
+	the.hooks = *hooks;
+}
+
+/* ---- fork ------------------------------------------------------------------------------------ */
+
+static void before_fork(void)
+{
+	pthread_mutex_lock(&the.lock);
+	if (the.dev)
+		pthread_mutex_lock(&the.dev->lock);
+}
+
+static void after_fork_parent(void)
+{
+	if (the.dev)
+		pthread_mutex_unlock(&the.dev->lock);
+	pthread_mutex_unlock(&the.lock);
+}
+
+/*
+ * The child has no progress thread and must not speak for the parent's QPs: its copy of the device
+ * is dead (a new one can be opened). Its descriptors are closed, so that it neither keeps the port
+ * nor the agent's connection.
+ */
+static void after_fork_child(void)
+{
+	struct mg_device *dev = the.dev;
+
+	if (dev) {
+		dev->forked = true;
+		mg_net_close(dev->net);
+		if (dev->control)
+			mg_control_hang_up(dev->control);
+		close(dev->wake_fd);
+		dev->wake_fd = -1;
+		atomic_store(&dev->lock_wanted, false);
+		pthread_mutex_unlock(&dev->lock);
+		the.dev = NULL;
+	}
+	pthread_mutex_unlock(&the.lock);
+}
+
+static void watch_forks(void)
+{
+	pthread_atfork(before_fork, after_fork_parent, after_fork_child);
+}
+
+/* ---- open and close ---------------------------------------------------------------------------- */
+
+/* What is taken when an address has a socket on the port already, and what to do. */
+static void say_bind_error(const struct mg_addr *addr, const char *ifname, int err)
+{
+	char text[INET6_ADDRSTRLEN];
+
+	mg_addr_print(addr->gid, text, sizeof(text));
+	if (err == EADDRINUSE)
+		mg_say("UDP port %u on %s (%s) is in use: without an agent one process can use the device; "
+		       "start `migroce agent`, or give this process another address by MIGROCE_ADDR "
+		       "(`ss -ulpn sport = %u` shows who has the port)",
+		       MG_ROCE_PORT, text, ifname, MG_ROCE_PORT);
+	else
+		mg_say("cannot bind UDP port %u on %s (%s): %s", MG_ROCE_PORT, text, ifname, strerror(err));
+}
+
+static void say_choose_error(int err)
+{
+	const char *addr = getenv("MIGROCE_ADDR"), *iface = getenv("MIGROCE_IFACE");
+
+	if (addr && *addr && (err == EINVAL || err == EADDRNOTAVAIL))
+		mg_say("MIGROCE_ADDR=%s %s", addr,
+		       err == EINVAL ? "is no IP address" : "is not an address of this machine (see `ip addr`)");
+	else if (iface && *iface && err == EADDRNOTAVAIL)
+		mg_say("MIGROCE_IFACE=%s: no such interface, or it has no IP address (see `ip addr`)", iface);
+	else
+		mg_say("no network interface to put the device on: %s", strerror(err));
+}
+
+/* Alone: our own socket, all QPNs. */
+static int open_alone(struct mg_device *dev, struct mg_config *cfg)
+{
+	int ret = mg_addr_choose(NULL, &dev->port, &cfg->addr);
+
+	if (ret) {
+		say_choose_error(ret);
+		return ret;
+	}
+	ret = mg_net_bind(dev->net, &cfg->addr);
+	if (ret)
+		say_bind_error(&cfg->addr, dev->port.ifname, ret);
+	cfg->qpn_count = MG_QPN_MASK + 1u;
+	return ret;
+}
+
+/* With what the agent gave us. */
+static int open_welcomed(struct mg_device *dev, struct mg_config *cfg, const struct mg_ctl_welcome *w, const int *fds)
+{
+	int ret = mg_net_adopt(dev->net, fds, w->n_sockets);
+
+	if (ret) {
+		mg_say("the agent's sockets cannot be used: %s", strerror(ret));
+		return ret;
+	}
+	ret = mg_control_addr(dev, w, &dev->port, &cfg->addr);
+	if (ret) {
+		char text[INET6_ADDRSTRLEN];
+
+		mg_say("the agent's address %s is not on any interface here", mg_addr_print(w->gid, text, sizeof(text)));
+		return ret;
+	}
+	cfg->slot = w->slot;
+	cfg->qpn_base = w->qpn_base;
+	cfg->qpn_count = w->qpn_count;
+	return 0;
+}
+
+static void close_device(struct mg_device *dev)
+{
+	mg_control_free(dev->control);
+	if (dev->engine)
+		mg_engine_destroy(dev->engine);
+	mg_net_free(dev->net);
+	if (dev->wake_fd >= 0)
+		close(dev->wake_fd);
+	pthread_mutex_destroy(&dev->lock);
+	free(dev);
+}
+
+static int open_device(struct mg_device *dev)
+{
+	struct mg_config cfg = { 0 };
+	struct mg_ctl_welcome welcome;
+	int fds[MG_CTL_MAX_FDS];
+	int ret;
+
+	dev->net = mg_net_new();
+	dev->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (!dev->net || dev->wake_fd < 0) {
+		ret = errno;
+		goto said;
+	}
+	ret = mg_control_open(&dev->control, &welcome, fds);
+	if (!ret)
+		ret = open_welcomed(dev, &cfg, &welcome, fds);
+	else if (ret == ENOENT)
+		ret = open_alone(dev, &cfg);
+	if (ret)
+		return ret;
+	cfg.max_path_mtu = dev->port.active_mtu;
+	dev->engine = mg_engine_create(&cfg, &engine_ops, dev);
+	if (!dev->engine) {
+		ret = ENOMEM;
+		goto said;
+	}
+	ret = mg_progress_start(dev);
+	if (!ret)
+		return 0;
+said:
+	mg_say("cannot open the device: %s", strerror(ret));
+	return ret;
+}
+
+struct mg_device *mg_device_get(void)
+{
+	struct mg_device *dev;
+	pthread_mutexattr_t attr;
+	int ret = 0;
+
+	pthread_once(&the.once, watch_forks);
+	pthread_mutex_lock(&the.lock);
+	dev = the.dev;
+	if (dev) {
+		dev->refs++;
+		goto out;
+	}
+	dev = calloc(1, sizeof(*dev));
+	if (!dev) {
+		ret = ENOMEM;
+		goto out;
+	}
+	/* Held for a few microseconds at most: spinning beats a futex when threads contend. */
+	pthread_mutexattr_init(&attr);
+	pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ADAPTIVE_NP);
+	pthread_mutex_init(&dev->lock, &attr);
+	pthread_mutexattr_destroy(&attr);
+	dev->wake_fd = -1;
+	dev->refs = 1;
+	ret = open_device(dev);
+	if (ret) {
+		close_device(dev);
+		dev = NULL;
+	}
+	the.dev = dev;
+out:
+	pthread_mutex_unlock(&the.lock);
+	if (!dev)
+		errno = ret;
+	return dev;
+}
+
+void mg_device_put(struct mg_device *dev)
+{
+	pthread_mutex_lock(&the.lock);
+	if (--dev->refs) {
+		pthread_mutex_unlock(&the.lock);
+		return;
+	}
+	if (dev->forked) {
+		/* The parent's thread, memory and peers: nothing here to close. */
+		pthread_mutex_unlock(&the.lock);
+		return;
+	}
+	the.dev = NULL;
+	pthread_mutex_unlock(&the.lock);
+	/* The last acknowledgements, that a peer may be waiting for. */
+	mg_device_lock(dev);
+	mg_net_flush(dev, 0);
+	mg_device_unlock(dev);
+	mg_progress_stop(dev);
+	close_device(dev);
+}
+
+int mg_device_probe(struct mg_port *port)
+{
+	struct mg_port found;
+	struct mg_addr addr;
+	int ret = 0;
+
+	pthread_mutex_lock(&the.lock);
+	if (the.dev)
+		found = the.dev->port;
+	else
+		ret = mg_addr_choose(NULL, &found, &addr);
+	pthread_mutex_unlock(&the.lock);
+	if (!ret && port)
+		*port = found;
+	return ret;
+}
+
+/* A program that exits without closing: its peers get the acknowledgements that were held back. */
+__attribute__((destructor)) static void at_exit(void)
+{
+	struct mg_device *dev = the.dev;
+
+	if (!dev || pthread_mutex_trylock(&dev->lock))
+		return;
+	mg_net_flush(dev, 0);
+	pthread_mutex_unlock(&dev->lock);
+}

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * net.h - what net/ and control/ share: sockets, batches, the progress thread's state.
+ *
+ * One object per device. Everything is guarded by the device's lock unless noted.
+ */
+#ifndef MG_NET_H
+#define MG_NET_H
+
+#include "net/device.h"
+#include "wire/wire.h"
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#define MG_TX_BATCH 64u		 /* packets per mg_tx call: one or more trains */
+#define MG_TRAIN_SEGS 64u	 /* UDP_MAX_SEGMENTS of kernels before 6.9 */
+#define MG_TRAIN_BYTES 65000u	 /* below the 65,507 bytes of a UDP/IPv4 datagram */
+#define MG_TRAIN_IOV 1024u	 /* UIO_MAXIOV */
+#define MG_RX_BUF 65536u
+/* Room behind a batch's headers for pads and ICRCs. */
+#define MG_TX_STAGE (MG_TX_BATCH * (64u + MG_PKT_COPY + 8u))
+#define MG_TX_IOV (MG_TX_BATCH * (MG_MAX_SGE + 2u))
+
+enum mg_family { MG_V4, MG_V6, MG_FAMILIES };
+
+/*
+ * How long a lazily held packet (an ACK that may ride along with data) waits at most while somebody
+ * polls, and how long the progress thread lets an application that is not polling answer first.
+ */
+#define MG_LAZY_NS 4000u
+#define MG_LAZY_THREAD_NS 15000u
+/* An application that polled this recently is polling now. */
+#define MG_POLLING_NS 50000u
+/* The progress thread's nap while somebody polls. */
+#define MG_NAP_MIN_NS 50000u
+#define MG_NAP_MAX_NS 1000000u
+
+struct mg_sock {
+	int fd;		  /* -1: none */
+	bool wild;	  /* bound to the any-address: packets carry their own by PKTINFO */
+	uint8_t gid[16];  /* the bound address, when not wild */
+	uint16_t sport;	  /* the port it sends from, host order: the ICRC covers it */
+	int ttl, tos;	  /* the socket's defaults, to save a control message per packet */
+	mg_time hot;	  /* last traffic: a quiet second socket is looked at less often */
+};
+
+/* A train being sent: consecutive packets that one UDP_SEGMENT call can carry. */
+struct mg_train {
+	size_t first, n; /* packets in the batch */
+};
+
+struct mg_net {
+	struct mg_sock sock[MG_FAMILIES];
+	bool gso;	     /* UDP_SEGMENT works on this path */
+	bool said_msgsize;   /* warned once about packets larger than the link's MTU */
+	unsigned idle_polls; /* since the quiet socket was last looked at */
+	mg_time lazy_since;  /* 0: nothing is held back */
+
+	/*
+	 * When the progress thread looks by itself next, 0 while it is awake. Written by the thread
+	 * (and by those who wake it) with the lock held, so that posters see what it sleeps on.
+	 */
+	_Atomic mg_time thread_until;
+
+	/* Batch under construction. */
+	struct mg_pkt pkt[MG_TX_BATCH];
+	struct iovec iov[MG_TX_IOV];
+	struct mmsghdr msg[MG_TX_BATCH];
+	struct mg_train train[MG_TX_BATCH];
+	union {
+		struct sockaddr_in v4;
+		struct sockaddr_in6 v6;
+	} to[MG_TX_BATCH];
+	/* UDP_SEGMENT, TTL, TOS and PKTINFO at most. */
+	union {
+		struct cmsghdr align;
+		uint8_t buf[CMSG_SPACE(sizeof(uint16_t)) + 2 * CMSG_SPACE(sizeof(int)) +
+			    CMSG_SPACE(sizeof(struct in6_pktinfo))];
+	} ctl[MG_TX_BATCH];
+	uint8_t stage[MG_TX_STAGE];
+	uint8_t rx[MG_RX_BUF];
+};
+
+/* ---- udp.c: sockets ----------------------------------------------------------------------- */
+
+struct mg_net *mg_net_new(void);
+void mg_net_free(struct mg_net *net); /* closes what is open */
+/*
+ * Bind our own socket on addr's port 4791 (no agent). 0 or errno; EADDRINUSE: somebody else
+ * has the port.
+ */
+int mg_net_bind(struct mg_net *net, const struct mg_addr *addr);
+/*
+ * Take over sockets that the agent made (v4[, v6]); they belong to net from here, also on error
+ * (then they are closed). EINVAL when one is not a UDP socket bound to a port.
+ */
+int mg_net_adopt(struct mg_net *net, const int *fds, size_t n);
+void mg_net_close(struct mg_net *net);
+static inline bool mg_net_open(const struct mg_net *net)
+{
+	return net->sock[MG_V4].fd >= 0 || net->sock[MG_V6].fd >= 0;
+}
+/* The agent reads from a duplicate of the socket while we are stopped: one packet per call, or trains again. */
+void mg_net_plain(struct mg_net *net, bool plain);
+
+/* ---- tx.c, rx.c (mg_net_flush and mg_net_poll are in device.h) --------------------------------- */
+
+/* Receive one batch from each socket that has something; returns packets. Does not send. */
+int mg_net_receive(struct mg_device *dev, mg_time now);
+void mg_net_send(struct mg_device *dev, mg_time now, unsigned tx_flags);
+
+/* ---- addr.c ----------------------------------------------------------------------------------- */
+
+/*
+ * Choose the interface and address: `want` (from the agent) or MIGROCE_ADDR or MIGROCE_IFACE or
+ * the one that carries the default route, or the first that is up and no loopback, or lo.
+ * 0 or errno: ENODEV no interface at all, EADDRNOTAVAIL what was asked for is not here, EINVAL
+ * the environment variable cannot be read. *port and *addr are written on success only.
+ */
+int mg_addr_choose(const struct mg_addr *want, struct mg_port *port, struct mg_addr *addr);
+/* Largest RDMA MTU in a netdev MTU, both in bytes, as rdma_rxe has it (80 bytes of headers). */
+uint32_t mg_addr_rdma_mtu(uint32_t netdev_mtu);
+/* Printable address of a GID into buf (at least INET6_ADDRSTRLEN bytes); returns buf. */
+const char *mg_addr_print(const uint8_t gid[16], char *buf, size_t len);
+
+/* ---- progress.c --------------------------------------------------------------------------------- */
+
+int mg_progress_start(struct mg_device *dev); /* 0 or errno */
+void mg_progress_stop(struct mg_device *dev); /* ends and joins the thread */
+/* Any thread: make the progress thread look now. */
+void mg_progress_wake(struct mg_device *dev);
+/* Lock held, by others than the thread: wake it if it sleeps past what is due now. */
+void mg_progress_check(struct mg_device *dev, mg_time now);
+
+/* One line on stderr, with the library's name before it. */
+__attribute__((format(printf, 1, 2))) void mg_say(const char *fmt, ...);
+
+#endif

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * progress.c - the thread for what nobody polls for: one-sided requests from peers, timers,
+ * completion channels, and the agent.
+ *
+ * While the application polls, the thread only naps (and listens to the agent). When a nap ends
+ * and the application has stopped polling, the thread serves the sockets itself and sleeps on them.
+ */
+#include "net/net.h"
+
+#include "control/control.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <sys/prctl.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MG_THREAD_STACK (1u << 20)
+#define MG_BUSY_RETRY_NS 50000u	 /* somebody else has the lock */
+#define MG_SERVE_ROUNDS 64u
+#define MG_LET_IN_ROUNDS 10000u
+
+mg_time mg_now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (mg_time)t.tv_sec * 1000000000u + (mg_time)t.tv_nsec;
+}
+
+void mg_device_let_in(struct mg_device *dev)
+{
+	/* Bounded: a thread that died or was stopped by a debugger must not stop us. */
+	for (unsigned i = 0; i < MG_LET_IN_ROUNDS; i++) {
+		if (!atomic_load_explicit(&dev->lock_wanted, memory_order_relaxed))
+			return;
+		sched_yield();
+	}
+}
+
+void mg_progress_lock(struct mg_device *dev)
+{
+	if (!pthread_mutex_trylock(&dev->lock))
+		return;
+	atomic_store_explicit(&dev->lock_wanted, true, memory_order_relaxed);
+	pthread_mutex_lock(&dev->lock);
+	atomic_store_explicit(&dev->lock_wanted, false, memory_order_relaxed);
+}
+
+void mg_progress_wake(struct mg_device *dev)
+{
+	const uint64_t one = 1;
+
+	if (dev->wake_fd < 0)
+		return;
+	while (write(dev->wake_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
+}
+
+void mg_progress_check(struct mg_device *dev, mg_time now)
+{
+	struct mg_net *net = dev->net;
+	mg_time until = atomic_load_explicit(&net->thread_until, memory_order_relaxed);
+
+	if (until <= now + MG_NAP_MAX_NS) /* awake, or looks soon */
+		return;
+	if (mg_deadline(dev->engine) >= until && !mg_tx_pending(dev->engine))
+		return;
+	atomic_store_explicit(&net->thread_until, 0, memory_order_relaxed);
+	mg_progress_wake(dev);
+}
+
+static bool polling(struct mg_device *dev, mg_time now)
+{
+	return atomic_load_explicit(&dev->last_poll, memory_order_relaxed) + MG_POLLING_NS > now;
+}
+
+/*
+ * Lock held, nothing more to receive: when to come back. What is held back lazily gets a moment,
+ * so that the application's answer can take it along.
+ */
+static mg_time settle(struct mg_device *dev, mg_time now)
+{
+	struct mg_net *net = dev->net;
+	mg_time until;
+
+	if (mg_deadline(dev->engine) <= now)
+		mg_timer(dev->engine, now);
+	if (mg_tx_pending(dev->engine) && now - net->lazy_since >= MG_LAZY_THREAD_NS)
+		mg_net_send(dev, now, 0);
+	until = mg_deadline(dev->engine);
+	if (net->lazy_since && net->lazy_since + MG_LAZY_THREAD_NS < until)
+		until = net->lazy_since + MG_LAZY_THREAD_NS;
+	/* Never without a look at the clock: a missed wake-up must not last. */
+	return until;
+}
+
+/* In place of the application: returns when to come back; *got: something was received. */
+static mg_time serve(struct mg_device *dev, bool *got)
+{
+	mg_time until = 0;
+
+	*got = false;
+	for (unsigned i = 0; i < MG_SERVE_ROUNDS && !until; i++) {
+		mg_time now = mg_now();
+
+		if (i && polling(dev, now))
+			return now;
+		if (pthread_mutex_trylock(&dev->lock))
+			return now + MG_BUSY_RETRY_NS;
+		if (!mg_net_open(dev->net)) {
+			/* Stopped: there is nothing to serve until the agent brings sockets. */
+			pthread_mutex_unlock(&dev->lock);
+			return MG_NEVER;
+		}
+		if (mg_net_receive(dev, now) > 0) {
+			*got = true;
+			if (mg_deadline(dev->engine) <= now)
+				mg_timer(dev->engine, now);
+			mg_net_send(dev, now, MG_TX_LAZY);
+		} else {
+			until = settle(dev, now);
+		}
+		/* From here posters must wake us for anything earlier. */
+		if (until)
+			atomic_store_explicit(&dev->net->thread_until, until, memory_order_relaxed);
+		pthread_mutex_unlock(&dev->lock);
+	}
+	return until;
+}
+
+struct sleeper {
+	struct pollfd fd[2 + MG_FAMILIES]; /* wake, agent, sockets */
+	nfds_t n;
+};
+
+static void sleep_on(struct mg_device *dev, struct sleeper *s, bool sockets)
+{
+	s->fd[0] = (struct pollfd){ .fd = dev->wake_fd, .events = POLLIN };
+	s->fd[1] = (struct pollfd){ .fd = mg_control_fd(dev->control), .events = POLLIN };
+	s->n = 2;
+	/* Only this thread closes or replaces the sockets while it runs: no lock to read them. */
+	for (int i = 0; i < MG_FAMILIES && sockets; i++)
+		if (dev->net->sock[i].fd >= 0)
+			s->fd[s->n++] = (struct pollfd){ .fd = dev->net->sock[i].fd, .events = POLLIN };
+}
+
+/* True when the agent has something to say. */
+static bool sleep_until(struct mg_device *dev, struct sleeper *s, mg_time until)
+{
+	struct timespec left, *timeout = NULL;
+	uint64_t count;
+	int ret;
+
+	if (until != MG_NEVER) {
+		mg_time now = mg_now(), ns = until > now ? until - now : 0;
+
+		left.tv_sec = (time_t)(ns / 1000000000u);
+		left.tv_nsec = (long)(ns % 1000000000u);
+		timeout = &left;
+	}
+	ret = ppoll(s->fd, s->n, timeout, NULL);
+	atomic_store_explicit(&dev->net->thread_until, 0, memory_order_relaxed);
+	if (ret <= 0)
+		return false;
+	if (s->fd[0].revents && read(dev->wake_fd, &count, sizeof(count)) < 0 && errno != EAGAIN && errno != EINTR)
+		return false;
+	return s->fd[1].revents != 0;
+}
+
+static void *run(void *arg)
+{
+	struct mg_device *dev = arg;
+	mg_time nap = MG_NAP_MIN_NS;
+	bool agent = false;
+
+	prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);
+	while (!atomic_load_explicit(&dev->quit, memory_order_relaxed)) {
+		mg_time now = mg_now(), until, control;
+		struct sleeper s;
+		bool got = false, awake;
+
+		control = mg_control_run(dev, now, agent);
+		awake = polling(dev, now);
+		if (awake) {
+			until = now + nap;
+			nap = nap * 2 < MG_NAP_MAX_NS ? nap * 2 : MG_NAP_MAX_NS;
+		} else {
+			until = serve(dev, &got);
+			/* Packets waited while we napped: the application stops polling now and then. */
+			if (got)
+				nap = MG_NAP_MIN_NS;
+		}
+		sleep_on(dev, &s, !awake);
+		agent = sleep_until(dev, &s, until < control ? until : control);
+	}
+	return NULL;
+}
+
+int mg_progress_start(struct mg_device *dev)
+{
+	sigset_t all, before;
+	pthread_attr_t attr;
+	int ret;
+
+	ret = pthread_attr_init(&attr);
+	if (ret)
+		return ret;
+	pthread_attr_setstacksize(&attr, MG_THREAD_STACK);
+	/* The application's signals are for its own threads. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	ret = pthread_create(&dev->thread, &attr, run, dev);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	pthread_attr_destroy(&attr);
+	if (!ret)
+		pthread_setname_np(dev->thread, "migroce");
+	return ret;
+}
+
+void mg_progress_stop(struct mg_device *dev)
+{
+	atomic_store_explicit(&dev->quit, true, memory_order_relaxed);
+	mg_progress_wake(dev);
+	pthread_join(dev->thread, NULL);
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * rx.c - from the sockets to the engine: one recvmsg takes a whole GRO train.
+ */
+#include "net/net.h"
+
+#include <errno.h>
+#include <netinet/udp.h>
+#include <string.h>
+
+#ifndef UDP_GRO
+#define UDP_GRO 104
+#endif
+
+/* A second socket without traffic for this long is looked at only now and then. */
+#define MG_HOT_NS 1000000000u
+#define MG_COLD_POLLS 64u
+
+union source {
+	struct sockaddr sa;
+	struct sockaddr_in v4;
+	struct sockaddr_in6 v6;
+};
+
+/* Source, destination and segment size of what was received. False: not to be used. */
+static bool describe(const struct mg_sock *s, struct msghdr *m, const union source *from, struct mg_rx *meta,
+		     size_t *segment)
+{
+	bool have_dst = !s->wild;
+
+	if (from->sa.sa_family == AF_INET && m->msg_namelen >= sizeof(from->v4)) {
+		memset(meta->src.gid, 0, 10);
+		memset(meta->src.gid + 10, 0xff, 2);
+		memcpy(meta->src.gid + 12, &from->v4.sin_addr, 4);
+		meta->sport = ntohs(from->v4.sin_port);
+	} else if (from->sa.sa_family == AF_INET6 && m->msg_namelen >= sizeof(from->v6)) {
+		memcpy(meta->src.gid, &from->v6.sin6_addr, 16);
+		meta->sport = ntohs(from->v6.sin6_port);
+	} else {
+		return false;
+	}
+	memcpy(meta->dst.gid, s->gid, 16);
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
+		if (c->cmsg_level == IPPROTO_UDP && c->cmsg_type == UDP_GRO) {
+			int size;
+
+			memcpy(&size, CMSG_DATA(c), sizeof(size));
+			if (size > 0)
+				*segment = (size_t)size;
+		} else if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_PKTINFO) {
+			struct in_pktinfo info;
+
+			memcpy(&info, CMSG_DATA(c), sizeof(info));
+			memset(meta->dst.gid, 0, 10);
+			memset(meta->dst.gid + 10, 0xff, 2);
+			memcpy(meta->dst.gid + 12, &info.ipi_addr, 4);
+			have_dst = true;
+		} else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_PKTINFO) {
+			struct in6_pktinfo info;
+
+			memcpy(&info, CMSG_DATA(c), sizeof(info));
+			memcpy(meta->dst.gid, &info.ipi6_addr, 16);
+			have_dst = true;
+		}
+	}
+	return have_dst;
+}
+
+static int take(struct mg_device *dev, mg_time now, const struct mg_sock *s, const struct mg_rx *meta, size_t len,
+		size_t segment)
+{
+	struct mg_net *net = dev->net;
+	struct mg_flow flow = { .sport = meta->sport, .dport = s->sport, .df = true };
+	int n = 0;
+
+	memcpy(flow.src, meta->src.gid, 16);
+	memcpy(flow.dst, meta->dst.gid, 16);
+	for (size_t at = 0; at < len; at += segment, n++) {
+		size_t part = len - at < segment ? len - at : segment;
+		uint16_t id;
+
+		if (!mg_icrc_check(&flow, net->rx + at, part, &id)) {
+			mg_count(dev->engine, MG_CNT_RX_ICRC, 1);
+			continue;
+		}
+		/* Ids run on within a train, and mostly also where two trains were merged. */
+		flow.ip_id = (uint16_t)(id + 1);
+		mg_rx(dev->engine, now, meta, net->rx + at, part);
+	}
+	return n;
+}
+
+static int receive(struct mg_device *dev, mg_time now, struct mg_sock *s)
+{
+	struct mg_net *net = dev->net;
+	union source from;
+	union {
+		struct cmsghdr align;
+		uint8_t buf[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(struct in6_pktinfo))];
+	} ctl;
+	struct iovec iov = { net->rx, sizeof(net->rx) };
+	struct msghdr m = { .msg_name = &from, .msg_namelen = sizeof(from), .msg_iov = &iov, .msg_iovlen = 1,
+			    .msg_control = ctl.buf, .msg_controllen = sizeof(ctl.buf) };
+	struct mg_rx meta = { 0 };
+	ssize_t len = recvmsg(s->fd, &m, MSG_DONTWAIT);
+	size_t segment;
+
+	if (len < 0)
+		return 0;
+	s->hot = now;
+	segment = (size_t)len;
+	if (len == 0 || (m.msg_flags & MSG_TRUNC) || !describe(s, &m, &from, &meta, &segment)) {
+		mg_count(dev->engine, MG_CNT_RX_MALFORMED, 1);
+		return 1;
+	}
+	return take(dev, now, s, &meta, (size_t)len, segment);
+}
+
+int mg_net_receive(struct mg_device *dev, mg_time now)
+{
+	struct mg_net *net = dev->net;
+	struct mg_sock *v4 = &net->sock[MG_V4], *v6 = &net->sock[MG_V6];
+	int n = 0;
+
+	if (v4->fd >= 0)
+		n = receive(dev, now, v4);
+	/* The second socket costs a system call per poll: only while it is in use. */
+	if (v6->fd >= 0 &&
+	    (v4->fd < 0 || (v6->hot && now - v6->hot < MG_HOT_NS) || ++net->idle_polls >= MG_COLD_POLLS)) {
+		net->idle_polls = 0;
+		n += receive(dev, now, v6);
+	}
+	return n;
+}
+
+int mg_net_poll(struct mg_device *dev)
+{
+	struct mg_net *net = dev->net;
+	mg_time now = mg_now();
+	int n;
+
+	mg_note_poll(dev, now);
+	n = mg_net_receive(dev, now);
+	if (mg_deadline(dev->engine) <= now)
+		mg_timer(dev->engine, now);
+	if (n > 0)
+		mg_net_send(dev, now, MG_TX_LAZY);
+	else if (mg_tx_pending(dev->engine) && now - net->lazy_since >= MG_LAZY_NS)
+		mg_net_send(dev, now, 0);
+	mg_progress_check(dev, now);
+	return n;
+}

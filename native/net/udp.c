@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * udp.c - the device's UDP sockets: made here or taken over from the agent, and set up.
+ *
+ * The sockets stay unconnected on purpose: only then, with DF set, does the kernel send IP id 0
+ * (0, 1, 2, ... for the segments of one GSO call), which the ICRC covers and we cannot see.
+ *
+ * SO_NO_CHECK (a zero UDP checksum, as the kernel's driver sends) is out: the kernel refuses
+ * UDP_SEGMENT on such a socket (EINVAL) and GRO leaves packets without checksum alone.
+ */
+#include "net/net.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/udp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#ifndef UDP_SEGMENT
+#define UDP_SEGMENT 103
+#endif
+#ifndef UDP_GRO
+#define UDP_GRO 104
+#endif
+
+#define MG_RCVBUF (8 << 20)
+#define MG_SNDBUF (4 << 20)
+
+/* Without an agent: as large as we are allowed to. The agent does the same for its sockets. */
+static void grow_buffers(int fd)
+{
+	int rcv = MG_RCVBUF, snd = MG_SNDBUF;
+
+	if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &rcv, sizeof(rcv)))
+		setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &rcv, sizeof(rcv));
+	if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &snd, sizeof(snd)))
+		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &snd, sizeof(snd));
+}
+
+/* What its bound address tells: family, port, address. The options do not survive CRIU: set anew. */
+static int set_up(struct mg_net *net, int fd)
+{
+	union {
+		struct sockaddr sa;
+		struct sockaddr_in v4;
+		struct sockaddr_in6 v6;
+	} name;
+	socklen_t len = sizeof(name);
+	const int on = 1;
+	int type = 0, df, flags;
+	socklen_t type_len = sizeof(type);
+	struct mg_sock *s;
+
+	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &type_len) || type != SOCK_DGRAM)
+		return EINVAL;
+	memset(&name, 0, sizeof(name));
+	if (getsockname(fd, &name.sa, &len))
+		return errno;
+	if (name.sa.sa_family == AF_INET) {
+		s = &net->sock[MG_V4];
+		s->wild = name.v4.sin_addr.s_addr == htonl(INADDR_ANY);
+		memset(s->gid, 0, 10);
+		memset(s->gid + 10, 0xff, 2);
+		memcpy(s->gid + 12, &name.v4.sin_addr, 4);
+		s->sport = ntohs(name.v4.sin_port);
+		df = IP_PMTUDISC_DO;
+		if (setsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &df, sizeof(df)))
+			return errno;
+		if (s->wild && setsockopt(fd, IPPROTO_IP, IP_PKTINFO, &on, sizeof(on)))
+			return errno;
+	} else if (name.sa.sa_family == AF_INET6) {
+		s = &net->sock[MG_V6];
+		s->wild = IN6_IS_ADDR_UNSPECIFIED(&name.v6.sin6_addr);
+		memcpy(s->gid, &name.v6.sin6_addr, 16);
+		s->sport = ntohs(name.v6.sin6_port);
+		df = IPV6_PMTUDISC_DO;
+		if (setsockopt(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, &df, sizeof(df)))
+			return errno;
+		if (s->wild && setsockopt(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, &on, sizeof(on)))
+			return errno;
+	} else {
+		return EINVAL;
+	}
+	if (s->sport == 0 || s->fd >= 0)
+		return EINVAL;
+	flags = fcntl(fd, F_GETFL);
+	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) || fcntl(fd, F_SETFD, FD_CLOEXEC))
+		return errno;
+	/* Optional: without them it is one packet per call. */
+	setsockopt(fd, IPPROTO_UDP, UDP_GRO, &on, sizeof(on));
+	/* Off: a way to see single packets in a capture, or out of a driver's trouble with GSO. */
+	net->gso = !getenv("MIGROCE_NO_GSO");
+	s->fd = fd;
+	s->ttl = s->tos = -1;
+	s->hot = 0;
+	return 0;
+}
+
+struct mg_net *mg_net_new(void)
+{
+	struct mg_net *net = calloc(1, sizeof(*net));
+
+	if (!net)
+		return NULL;
+	for (int i = 0; i < MG_FAMILIES; i++)
+		net->sock[i].fd = -1;
+	return net;
+}
+
+void mg_net_free(struct mg_net *net)
+{
+	if (!net)
+		return;
+	mg_net_close(net);
+	free(net);
+}
+
+void mg_net_close(struct mg_net *net)
+{
+	for (int i = 0; i < MG_FAMILIES; i++) {
+		if (net->sock[i].fd >= 0)
+			close(net->sock[i].fd);
+		net->sock[i].fd = -1;
+	}
+}
+
+void mg_net_plain(struct mg_net *net, bool plain)
+{
+	const int gro = !plain;
+
+	for (int i = 0; i < MG_FAMILIES; i++)
+		if (net->sock[i].fd >= 0)
+			setsockopt(net->sock[i].fd, IPPROTO_UDP, UDP_GRO, &gro, sizeof(gro));
+}
+
+static int bind_v4(struct mg_net *net, const struct mg_addr *addr)
+{
+	struct sockaddr_in sin = { .sin_family = AF_INET, .sin_port = htons(MG_ROCE_PORT) };
+	int fd, ret;
+
+	memcpy(&sin.sin_addr, addr->gid + 12, 4);
+	fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return errno;
+	grow_buffers(fd);
+	ret = bind(fd, (struct sockaddr *)&sin, sizeof(sin)) ? errno : set_up(net, fd);
+	if (ret)
+		close(fd);
+	return ret;
+}
+
+/* Wild, because a link-local and a global address may both be in use. */
+static int bind_v6(struct mg_net *net)
+{
+	struct sockaddr_in6 sin6 = { .sin6_family = AF_INET6, .sin6_port = htons(MG_ROCE_PORT),
+				     .sin6_addr = IN6ADDR_ANY_INIT };
+	const int on = 1;
+	int fd, ret;
+
+	fd = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return errno;
+	grow_buffers(fd);
+	if (setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on)) ||
+	    bind(fd, (struct sockaddr *)&sin6, sizeof(sin6)))
+		ret = errno;
+	else
+		ret = set_up(net, fd);
+	if (ret)
+		close(fd);
+	return ret;
+}
+
+int mg_net_bind(struct mg_net *net, const struct mg_addr *addr)
+{
+	int ret;
+
+	if (!mg_gid_is_v4(addr->gid))
+		return bind_v6(net);
+	ret = bind_v4(net, addr);
+	if (!ret)
+		bind_v6(net); /* for peers that chose a link-local GID; nothing is lost without */
+	return ret;
+}
+
+int mg_net_adopt(struct mg_net *net, const int *fds, size_t n)
+{
+	int ret = n ? 0 : EINVAL;
+
+	net->lazy_since = 0;
+	for (size_t i = 0; i < n; i++) {
+		int err = ret ? ret : set_up(net, fds[i]);
+
+		if (err) {
+			close(fds[i]);
+			ret = err;
+		}
+	}
+	if (ret)
+		mg_net_close(net);
+	return ret;
+}
