@@ -80,7 +80,7 @@ def environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
 def version(criu: Path) -> tuple[int, ...]:
     """CRIU's version as numbers, `(4, 2, 1)`. Raises CriuError when it cannot be run."""
     try:
-        out = subprocess.run([criu, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+        out = subprocess.run([criu, "--version"], capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise CriuError(f"{criu} cannot be run: {exc}") from exc
     match = re.search(r"Version:\s*([0-9]+(?:\.[0-9]+)*)", out)
@@ -123,7 +123,8 @@ def _dump_and_restore(criu: Path, tmp: Path) -> None:
         if _ask(port) != 1:
             raise CriuError("the process to be dumped does not answer on the loopback interface")
         common = ["-D", str(images), "-v4"]
-        _run([str(criu), "dump", "-t", str(probe.pid), "-o", "dump.log", *common], images / "dump.log", "dump")
+        dump = [str(criu), "dump", "-t", str(probe.pid), "-o", "dump.log", *common]
+        _run(dump, images / "dump.log", "dump")
         probe.wait(_DEADLINE)
         restored = subprocess.Popen(
             [str(criu), "restore", "-o", "restore.log", *common],
