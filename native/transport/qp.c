@@ -394,7 +394,7 @@ void mg_qp_timer(struct mg_qp *qp, mg_time now)
 
 void mg_qp_hdrs(const struct mg_qp *qp, uint8_t opcode, uint32_t psn, struct mg_hdrs *h)
 {
-	*h = (struct mg_hdrs){ .opcode = opcode, .capable = true, .migreq = true, .pkey = MG_PKEY_DEFAULT,
+	*h = (struct mg_hdrs){ .opcode = opcode, .capable = true, .pkey = MG_PKEY_DEFAULT,
 			       .dest_qpn = qp->peer_qpn, .psn = psn & MG_PSN_MASK };
 }
 

@@ -126,7 +126,7 @@ struct mg_meh {
 struct mg_hdrs {
 	uint8_t opcode;
 	bool solicited;
-	bool migreq; /* BTH M bit; the kernel sends 0... see captures */
+	bool migreq; /* BTH M bit; always 0, as the kernel sends it */
 	bool ackreq;
 	bool capable; /* MG_BTH4_CAPABLE */
 	bool fecn, becn;
