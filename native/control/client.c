@@ -44,9 +44,9 @@ struct mg_control {
 	int fd;
 	mg_time next; /* when time asks for something */
 	mg_time drain_until;
-	uint32_t request; /* of the STOP being carried out */
+	uint32_t request;      /* of the STOP being carried out */
 	uint32_t last_request; /* of ours */
-	uint32_t n_qp;	  /* when stopped */
+	uint32_t n_qp;	       /* when stopped */
 	struct mg_ctl_hello self;
 	char path[108];
 };
@@ -72,12 +72,8 @@ static void lost(struct mg_control *c, mg_time now)
 	mg_control_hang_up(c);
 	switch (c->state) {
 	case STOPPED:
-	case RESUMING:
-		change(c, STOPPED, now + SEARCH_NS);
-		break;
-	default:
-		change(c, LOST, now + RECONNECT_NS);
-		break;
+	case RESUMING: change(c, STOPPED, now + SEARCH_NS); break;
+	default: change(c, LOST, now + RECONNECT_NS); break;
 	}
 }
 
@@ -107,7 +103,7 @@ static void learn(struct mg_control *c, const struct mg_ctl_welcome *w, const st
 static int await_welcome(struct mg_control *c, struct mg_ctl_welcome *welcome, int *fds)
 {
 	mg_time end = mg_now() + ANSWER_NS;
-	struct pollfd p = { .fd = c->fd, .events = POLLIN };
+	struct pollfd p = {.fd = c->fd, .events = POLLIN};
 	struct mg_ctl_msg msg;
 	size_t n;
 
@@ -158,11 +154,8 @@ int mg_control_open(struct mg_control **out, struct mg_ctl_welcome *welcome, int
 		case ENOENT:
 		case ENOTDIR:
 		case ECONNREFUSED:
-		case EACCES:
-			return ENOENT;
-		default:
-			mg_say("cannot connect to the agent at %s: %s", path, strerror(ret));
-			return ret;
+		case EACCES: return ENOENT;
+		default: mg_say("cannot connect to the agent at %s: %s", path, strerror(ret)); return ret;
 		}
 	}
 	memcpy(c->path, path, strlen(path) + 1); /* it fitted into sun_path */
@@ -200,7 +193,8 @@ int mg_control_fd(const struct mg_control *c)
 	return c ? c->fd : -1;
 }
 
-int mg_control_addr(struct mg_device *dev, const struct mg_ctl_welcome *w, struct mg_port *port, struct mg_addr *addr)
+int mg_control_addr(struct mg_device *dev, const struct mg_ctl_welcome *w, struct mg_port *port,
+		    struct mg_addr *addr)
 {
 	static const uint8_t none[16];
 	const struct mg_sock *v4 = &dev->net->sock[MG_V4];
@@ -393,7 +387,8 @@ static void resume_now(struct mg_device *dev, const struct mg_ctl_welcome *w, co
 
 /* ---- the agent speaks, time passes ------------------------------------------------------------------------ */
 
-static void on_welcome(struct mg_device *dev, const struct mg_ctl_welcome *w, int *fds, size_t *n_fds, mg_time now)
+static void on_welcome(struct mg_device *dev, const struct mg_ctl_welcome *w, int *fds, size_t *n_fds,
+		       mg_time now)
 {
 	struct mg_control *c = dev->control;
 	size_t n = *n_fds;
@@ -412,27 +407,28 @@ static void on_welcome(struct mg_device *dev, const struct mg_ctl_welcome *w, in
 	}
 }
 
-static void on_message(struct mg_device *dev, const struct mg_ctl_msg *msg, int *fds, size_t *n_fds, mg_time now)
+static void on_message(struct mg_device *dev, const struct mg_ctl_msg *msg, int *fds, size_t *n_fds,
+		       mg_time now)
 {
 	struct mg_control *c = dev->control;
+	uint32_t wait_ms;
 
 	switch (msg->type) {
-	case MG_CTL_WELCOME:
-		on_welcome(dev, &msg->welcome, fds, n_fds, now);
-		break;
+	case MG_CTL_WELCOME: on_welcome(dev, &msg->welcome, fds, n_fds, now); break;
 	case MG_CTL_STOP:
 		if (c->state != LINKED && c->state != DRAIN)
 			break;
 		c->request = msg->request;
-		c->drain_until = now + (msg->stop.timeout_ms < DRAIN_MAX_MS ? msg->stop.timeout_ms : DRAIN_MAX_MS) * MS;
+		c->drain_until =
+			now +
+			(msg->stop.timeout_ms < DRAIN_MAX_MS ? msg->stop.timeout_ms : DRAIN_MAX_MS) * MS;
 		change(c, DRAIN, now);
 		break;
 	case MG_CTL_DUMP_REQ:
 		if (c->state == LINKED || c->state == DRAIN)
 			answer_dump(dev, msg->request, now);
 		break;
-	default:
-		break;
+	default: break;
 	}
 }
 
@@ -463,20 +459,12 @@ static void on_time(struct mg_device *dev, mg_time now)
 	struct mg_control *c = dev->control;
 
 	switch (c->state) {
-	case DRAIN:
-		drain(dev, now);
-		break;
+	case DRAIN: drain(dev, now); break;
 	case STOPPED:
-	case LOST:
-		reconnect(dev, now);
-		break;
+	case LOST: reconnect(dev, now); break;
 	case RESUMING:
-	case GREETING:
-		lost(c, now);
-		break;
-	case LINKED:
-		c->next = MG_NEVER;
-		break;
+	case GREETING: lost(c, now); break;
+	case LINKED: c->next = MG_NEVER; break;
 	}
 }
 

@@ -74,7 +74,8 @@ struct mg_ctl_msg {
 int mg_ctl_parse(const uint8_t *buf, size_t len, struct mg_ctl_msg *msg);
 /* Each writes a whole message to `out` (MG_CTL_MAX_LEN bytes) and returns its length. */
 size_t mg_ctl_build_hello(uint8_t *out, uint32_t request, const struct mg_ctl_hello *h);
-size_t mg_ctl_build_stopped(uint8_t *out, uint32_t request, uint32_t status, uint32_t n_qp, uint64_t dump_len);
+size_t mg_ctl_build_stopped(uint8_t *out, uint32_t request, uint32_t status, uint32_t n_qp,
+			    uint64_t dump_len);
 size_t mg_ctl_build_resumed(uint8_t *out, uint32_t request, uint32_t status, uint32_t n_qp);
 size_t mg_ctl_build_dump(uint8_t *out, uint32_t request, uint32_t status, uint64_t dump_len);
 
@@ -97,11 +98,12 @@ int mg_ctl_receive(int fd, struct mg_ctl_msg *msg, int fds[MG_CTL_MAX_FDS], size
  * the caller's). ENOENT: there is no agent, *out is NULL. Other errors have been said on stderr.
  */
 int mg_control_open(struct mg_control **out, struct mg_ctl_welcome *welcome, int fds[MG_CTL_MAX_FDS]);
-void mg_control_free(struct mg_control *c); /* NULL is fine */
+void mg_control_free(struct mg_control *c);    /* NULL is fine */
 int mg_control_fd(const struct mg_control *c); /* to poll for input; -1: none */
 void mg_control_hang_up(struct mg_control *c); /* close the connection and no more (after fork) */
 /* The interface and address a welcome asks for. */
-int mg_control_addr(struct mg_device *dev, const struct mg_ctl_welcome *w, struct mg_port *port, struct mg_addr *addr);
+int mg_control_addr(struct mg_device *dev, const struct mg_ctl_welcome *w, struct mg_port *port,
+		    struct mg_addr *addr);
 /*
  * The progress thread, without the lock: take the agent's messages when `readable`, do what time
  * asks for. Returns when to call again at the latest.

@@ -14,8 +14,8 @@
 
 int mg_ctl_connect(const char *path, unsigned timeout_ms)
 {
-	struct timeval t = { .tv_sec = timeout_ms / 1000, .tv_usec = (timeout_ms % 1000) * 1000 };
-	struct sockaddr_un sun = { .sun_family = AF_UNIX };
+	struct timeval t = {.tv_sec = timeout_ms / 1000, .tv_usec = (timeout_ms % 1000) * 1000};
+	struct sockaddr_un sun = {.sun_family = AF_UNIX};
 	int fd, err;
 
 	if (strlen(path) >= sizeof(sun.sun_path))
@@ -47,9 +47,9 @@ int mg_ctl_send(int fd, const uint8_t *buf, size_t len, const int *fds, size_t n
 	union {
 		struct cmsghdr align;
 		uint8_t buf[CMSG_SPACE(MG_CTL_MAX_FDS * sizeof(int))];
-	} ctl = { 0 };
-	struct iovec iov = { (void *)buf, len };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1 };
+	} ctl = {0};
+	struct iovec iov = {(void *)buf, len};
+	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1};
 	ssize_t ret;
 
 	if (n_fds) {
@@ -98,8 +98,9 @@ int mg_ctl_receive(int fd, struct mg_ctl_msg *msg, int fds[MG_CTL_MAX_FDS], size
 		struct cmsghdr align;
 		uint8_t buf[CMSG_SPACE(MG_CTL_MAX_FDS * sizeof(int))];
 	} ctl;
-	struct iovec iov = { buf, sizeof(buf) };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = ctl.buf, .msg_controllen = sizeof(ctl.buf) };
+	struct iovec iov = {buf, sizeof(buf)};
+	struct msghdr m = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = ctl.buf, .msg_controllen = sizeof(ctl.buf)};
 	ssize_t len;
 	int ret;
 

@@ -62,8 +62,8 @@ static int parse_welcome(const uint8_t *p, size_t len, struct mg_ctl_welcome *w)
 	memcpy(w->gid, p + 24, 16);
 	if (w->n_sockets > MG_CTL_MAX_FDS)
 		return EBADMSG;
-	if (w->status == 0 && (w->qpn_count == 0 || w->qpn_base > MG_QPN_MASK ||
-			       w->qpn_count > MG_QPN_MASK + 1u - w->qpn_base))
+	if (w->status == 0 &&
+	    (w->qpn_count == 0 || w->qpn_base > MG_QPN_MASK || w->qpn_count > MG_QPN_MASK + 1u - w->qpn_base))
 		return EBADMSG;
 	return 0;
 }
@@ -91,12 +91,9 @@ int mg_ctl_parse(const uint8_t *buf, size_t len, struct mg_ctl_msg *msg)
 	msg->request = get32(buf + 12);
 	buf += MG_CTL_HEADER_LEN;
 	switch (msg->type) {
-	case MG_CTL_WELCOME:
-		return parse_welcome(buf, body, &msg->welcome);
-	case MG_CTL_STOP:
-		return parse_stop(buf, body, &msg->stop);
-	default:
-		return 0;
+	case MG_CTL_WELCOME: return parse_welcome(buf, body, &msg->welcome);
+	case MG_CTL_STOP: return parse_stop(buf, body, &msg->stop);
+	default: return 0;
 	}
 }
 

@@ -117,8 +117,8 @@ static const struct ifaddrs *find_iface(const struct ifaddrs *list, const char *
  */
 static const struct ifaddrs *find_default_route(const struct ifaddrs *list)
 {
-	struct sockaddr_in v4 = { .sin_family = AF_INET, .sin_port = htons(MG_ROCE_PORT) };
-	struct sockaddr_in6 v6 = { .sin6_family = AF_INET6, .sin6_port = htons(MG_ROCE_PORT) };
+	struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons(MG_ROCE_PORT)};
+	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = htons(MG_ROCE_PORT)};
 	const struct ifaddrs *found = NULL;
 
 	inet_pton(AF_INET, "203.0.113.1", &v4.sin_addr);
@@ -205,7 +205,7 @@ static void add_gid(struct mg_port *port, const struct mg_addr *addr)
 /* 0: link-local, as on every RoCE port; 1: the address we use; then the interface's others. */
 static void fill_gids(struct mg_port *port, const struct ifaddrs *list, const struct mg_addr *addr)
 {
-	struct mg_addr eui64 = { { 0xfe, 0x80 } }, have;
+	struct mg_addr eui64 = {{0xfe, 0x80}}, have;
 
 	memcpy(eui64.gid + 8, port->mac, 3);
 	eui64.gid[8] ^= 2;
@@ -232,7 +232,7 @@ int mg_addr_choose(const struct mg_addr *want, struct mg_port *port, struct mg_a
 	const char *env_addr = getenv("MIGROCE_ADDR"), *env_iface = getenv("MIGROCE_IFACE");
 	const struct ifaddrs *chosen = NULL;
 	struct ifaddrs *list = NULL;
-	struct mg_port fresh = { 0 };
+	struct mg_port fresh = {0};
 	struct mg_addr picked;
 	int ret = 0;
 

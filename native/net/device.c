@@ -21,7 +21,7 @@ static struct {
 	pthread_once_t once;
 	struct mg_device *dev;
 	struct mg_device_hooks hooks;
-} the = { .lock = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT };
+} the = {.lock = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
 
 void mg_say(const char *fmt, ...)
 {
@@ -148,7 +148,8 @@ static void say_choose_error(int err)
 
 	if (addr && *addr && (err == EINVAL || err == EADDRNOTAVAIL))
 		mg_say("MIGROCE_ADDR=%s %s", addr,
-		       err == EINVAL ? "is no IP address" : "is not an address of this machine (see `ip addr`)");
+		       err == EINVAL ? "is no IP address"
+				     : "is not an address of this machine (see `ip addr`)");
 	else if (iface && *iface && err == EADDRNOTAVAIL)
 		mg_say("MIGROCE_IFACE=%s: no such interface, or it has no IP address (see `ip addr`)", iface);
 	else
@@ -172,7 +173,8 @@ static int open_alone(struct mg_device *dev, struct mg_config *cfg)
 }
 
 /* With what the agent gave us. */
-static int open_welcomed(struct mg_device *dev, struct mg_config *cfg, const struct mg_ctl_welcome *w, const int *fds)
+static int open_welcomed(struct mg_device *dev, struct mg_config *cfg, const struct mg_ctl_welcome *w,
+			 const int *fds)
 {
 	int ret = mg_net_adopt(dev->net, fds, w->n_sockets);
 
@@ -184,7 +186,8 @@ static int open_welcomed(struct mg_device *dev, struct mg_config *cfg, const str
 	if (ret) {
 		char text[INET6_ADDRSTRLEN];
 
-		mg_say("the agent's address %s is not on any interface here", mg_addr_print(w->gid, text, sizeof(text)));
+		mg_say("the agent's address %s is not on any interface here",
+		       mg_addr_print(w->gid, text, sizeof(text)));
 		return ret;
 	}
 	cfg->slot = w->slot;
@@ -207,7 +210,7 @@ static void close_device(struct mg_device *dev)
 
 static int open_device(struct mg_device *dev)
 {
-	struct mg_config cfg = { 0 };
+	struct mg_config cfg = {0};
 	struct mg_ctl_welcome welcome;
 	int fds[MG_CTL_MAX_FDS];
 	int ret;

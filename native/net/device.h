@@ -41,14 +41,15 @@ struct mg_device {
 	pthread_t thread;
 	_Atomic bool quit;
 	_Atomic bool lock_wanted; /* the progress thread has to stop or resume: let it in */
-	bool forked;	/* a child's copy: its sockets are closed, nothing works on it */
-	int wake_fd; /* eventfd to wake the progress thread */
+	bool forked;		  /* a child's copy: its sockets are closed, nothing works on it */
+	int wake_fd;		  /* eventfd to wake the progress thread */
 };
 
 /* How the verbs layer learns of engine events; it registers these before the first get. */
 struct mg_device_hooks {
-	void (*cq_event)(struct mg_cq *cq);			       /* lock held */
-	void (*async_event)(enum ibv_event_type type, void *object); /* lock held; object: mg_qp, mg_cq or NULL */
+	void (*cq_event)(struct mg_cq *cq); /* lock held */
+	void (*async_event)(enum ibv_event_type type,
+			    void *object); /* lock held; object: mg_qp, mg_cq or NULL */
 };
 void mg_device_set_hooks(const struct mg_device_hooks *hooks);
 

@@ -13,10 +13,10 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
-#define MG_TX_BATCH 64u		 /* packets per mg_tx call: one or more trains */
-#define MG_TRAIN_SEGS 64u	 /* UDP_MAX_SEGMENTS of kernels before 6.9 */
-#define MG_TRAIN_BYTES 65000u	 /* below the 65,507 bytes of a UDP/IPv4 datagram */
-#define MG_TRAIN_IOV 1024u	 /* UIO_MAXIOV */
+#define MG_TX_BATCH 64u	      /* packets per mg_tx call: one or more trains */
+#define MG_TRAIN_SEGS 64u     /* UDP_MAX_SEGMENTS of kernels before 6.9 */
+#define MG_TRAIN_BYTES 65000u /* below the 65,507 bytes of a UDP/IPv4 datagram */
+#define MG_TRAIN_IOV 1024u    /* UIO_MAXIOV */
 #define MG_RX_BUF 65536u
 /* Room behind a batch's headers for pads and ICRCs. */
 #define MG_TX_STAGE (MG_TX_BATCH * (64u + MG_PKT_COPY + 8u))
@@ -37,12 +37,12 @@ enum mg_family { MG_V4, MG_V6, MG_FAMILIES };
 #define MG_NAP_MAX_NS 1000000u
 
 struct mg_sock {
-	int fd;		  /* -1: none */
-	bool wild;	  /* bound to the any-address: packets carry their own by PKTINFO */
-	uint8_t gid[16];  /* the bound address, when not wild */
-	uint16_t sport;	  /* the port it sends from, host order: the ICRC covers it */
-	int ttl, tos;	  /* the socket's defaults, to save a control message per packet */
-	mg_time hot;	  /* last traffic: a quiet second socket is looked at less often */
+	int fd;		 /* -1: none */
+	bool wild;	 /* bound to the any-address: packets carry their own by PKTINFO */
+	uint8_t gid[16]; /* the bound address, when not wild */
+	uint16_t sport;	 /* the port it sends from, host order: the ICRC covers it */
+	int ttl, tos;	 /* the socket's defaults, to save a control message per packet */
+	mg_time hot;	 /* last traffic: a quiet second socket is looked at less often */
 };
 
 /* A train being sent: consecutive packets that one UDP_SEGMENT call can carry. */
@@ -101,7 +101,7 @@ static inline bool mg_net_open(const struct mg_net *net)
 {
 	return net->sock[MG_V4].fd >= 0 || net->sock[MG_V6].fd >= 0;
 }
-/* The agent reads from a duplicate of the socket while we are stopped: one packet per call, or trains again. */
+/* While we are stopped the agent reads from a duplicate: one packet per call; false: trains again. */
 void mg_net_plain(struct mg_net *net, bool plain);
 
 /* ---- tx.c, rx.c (mg_net_flush and mg_net_poll are in device.h) --------------------------------- */

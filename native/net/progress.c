@@ -20,7 +20,7 @@
 #include <unistd.h>
 
 #define MG_THREAD_STACK (1u << 20)
-#define MG_BUSY_RETRY_NS 50000u	 /* somebody else has the lock */
+#define MG_BUSY_RETRY_NS 50000u /* somebody else has the lock */
 #define MG_SERVE_ROUNDS 64u
 #define MG_LET_IN_ROUNDS 10000u
 
@@ -140,13 +140,13 @@ struct sleeper {
 
 static void sleep_on(struct mg_device *dev, struct sleeper *s, bool sockets)
 {
-	s->fd[0] = (struct pollfd){ .fd = dev->wake_fd, .events = POLLIN };
-	s->fd[1] = (struct pollfd){ .fd = mg_control_fd(dev->control), .events = POLLIN };
+	s->fd[0] = (struct pollfd){.fd = dev->wake_fd, .events = POLLIN};
+	s->fd[1] = (struct pollfd){.fd = mg_control_fd(dev->control), .events = POLLIN};
 	s->n = 2;
 	/* Only this thread closes or replaces the sockets while it runs: no lock to read them. */
 	for (int i = 0; i < MG_FAMILIES && sockets; i++)
 		if (dev->net->sock[i].fd >= 0)
-			s->fd[s->n++] = (struct pollfd){ .fd = dev->net->sock[i].fd, .events = POLLIN };
+			s->fd[s->n++] = (struct pollfd){.fd = dev->net->sock[i].fd, .events = POLLIN};
 }
 
 /* True when the agent has something to say. */
@@ -167,7 +167,8 @@ static bool sleep_until(struct mg_device *dev, struct sleeper *s, mg_time until)
 	atomic_store_explicit(&dev->net->thread_until, 0, memory_order_relaxed);
 	if (ret <= 0)
 		return false;
-	if (s->fd[0].revents && read(dev->wake_fd, &count, sizeof(count)) < 0 && errno != EAGAIN && errno != EINTR)
+	if (s->fd[0].revents && read(dev->wake_fd, &count, sizeof(count)) < 0 && errno != EAGAIN &&
+	    errno != EINTR)
 		return false;
 	return s->fd[1].revents != 0;
 }

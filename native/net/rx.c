@@ -66,11 +66,11 @@ static bool describe(const struct mg_sock *s, struct msghdr *m, const union sour
 	return have_dst;
 }
 
-static int take(struct mg_device *dev, mg_time now, const struct mg_sock *s, const struct mg_rx *meta, size_t len,
-		size_t segment)
+static int take(struct mg_device *dev, mg_time now, const struct mg_sock *s, const struct mg_rx *meta,
+		size_t len, size_t segment)
 {
 	struct mg_net *net = dev->net;
-	struct mg_flow flow = { .sport = meta->sport, .dport = s->sport, .df = true };
+	struct mg_flow flow = {.sport = meta->sport, .dport = s->sport, .df = true};
 	int n = 0;
 
 	memcpy(flow.src, meta->src.gid, 16);
@@ -98,10 +98,14 @@ static int receive(struct mg_device *dev, mg_time now, struct mg_sock *s)
 		struct cmsghdr align;
 		uint8_t buf[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(struct in6_pktinfo))];
 	} ctl;
-	struct iovec iov = { net->rx, sizeof(net->rx) };
-	struct msghdr m = { .msg_name = &from, .msg_namelen = sizeof(from), .msg_iov = &iov, .msg_iovlen = 1,
-			    .msg_control = ctl.buf, .msg_controllen = sizeof(ctl.buf) };
-	struct mg_rx meta = { 0 };
+	struct iovec iov = {net->rx, sizeof(net->rx)};
+	struct msghdr m = {.msg_name = &from,
+			   .msg_namelen = sizeof(from),
+			   .msg_iov = &iov,
+			   .msg_iovlen = 1,
+			   .msg_control = ctl.buf,
+			   .msg_controllen = sizeof(ctl.buf)};
+	struct mg_rx meta = {0};
 	ssize_t len = recvmsg(s->fd, &m, MSG_DONTWAIT);
 	size_t segment;
 

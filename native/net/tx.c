@@ -31,8 +31,8 @@ struct builder {
 
 static bool same_train(const struct mg_pkt *a, const struct mg_pkt *b)
 {
-	return a->tclass == b->tclass && a->hop_limit == b->hop_limit && !memcmp(&a->dst, &b->dst, sizeof(a->dst)) &&
-	       !memcmp(&a->src, &b->src, sizeof(a->src));
+	return a->tclass == b->tclass && a->hop_limit == b->hop_limit &&
+	       !memcmp(&a->dst, &b->dst, sizeof(a->dst)) && !memcmp(&a->src, &b->src, sizeof(a->src));
 }
 
 /* How many of the `n` packets at `pkt` one UDP_SEGMENT message can carry. */
@@ -80,7 +80,7 @@ static void add_packet(struct builder *b, struct msghdr *m, struct mg_flow *flow
 
 	memcpy(head, pkt->hdr, pkt->hdr_len);
 	memcpy(tail, zero, pad);
-	covered[n++] = (struct iovec){ head, pkt->hdr_len };
+	covered[n++] = (struct iovec){head, pkt->hdr_len};
 	if (pkt->n_iov) {
 		add_piece(m, head, pkt->hdr_len);
 		for (unsigned i = 0; i < pkt->n_iov; i++) {
@@ -88,7 +88,7 @@ static void add_packet(struct builder *b, struct msghdr *m, struct mg_flow *flow
 			add_piece(m, pkt->iov[i].iov_base, pkt->iov[i].iov_len);
 		}
 		if (pad)
-			covered[n++] = (struct iovec){ tail, pad };
+			covered[n++] = (struct iovec){tail, pad};
 		add_piece(m, tail, pad + MG_ICRC_LEN);
 	} else {
 		covered[0].iov_len += pad;
@@ -129,17 +129,18 @@ static void add_ttl_tos(struct mg_sock *s, struct msghdr *m, const struct mg_pkt
 }
 
 /* A wildly bound socket is told the source address; others have it from their binding. */
-static void add_source(struct builder *b, struct mg_sock *s, struct msghdr *m, const struct mg_pkt *pkt, bool v4)
+static void add_source(struct builder *b, struct mg_sock *s, struct msghdr *m, const struct mg_pkt *pkt,
+		       bool v4)
 {
 	if (!s->wild)
 		return;
 	if (v4) {
-		struct in_pktinfo info = { 0 };
+		struct in_pktinfo info = {0};
 
 		memcpy(&info.ipi_spec_dst, pkt->src.gid + 12, 4);
 		add_control(m, IPPROTO_IP, IP_PKTINFO, &info, sizeof(info));
 	} else {
-		struct in6_pktinfo info = { .ipi6_ifindex = b->port->ifindex };
+		struct in6_pktinfo info = {.ipi6_ifindex = b->port->ifindex};
 
 		memcpy(&info.ipi6_addr, pkt->src.gid, 16);
 		add_control(m, IPPROTO_IPV6, IPV6_PKTINFO, &info, sizeof(info));
@@ -151,14 +152,14 @@ static void set_destination(struct builder *b, struct msghdr *m, size_t at, cons
 	if (v4) {
 		struct sockaddr_in *to = &b->net->to[at].v4;
 
-		*to = (struct sockaddr_in){ .sin_family = AF_INET, .sin_port = htons(MG_ROCE_PORT) };
+		*to = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(MG_ROCE_PORT)};
 		memcpy(&to->sin_addr, pkt->dst.gid + 12, 4);
 		m->msg_name = to;
 		m->msg_namelen = sizeof(*to);
 	} else {
 		struct sockaddr_in6 *to = &b->net->to[at].v6;
 
-		*to = (struct sockaddr_in6){ .sin6_family = AF_INET6, .sin6_port = htons(MG_ROCE_PORT) };
+		*to = (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = htons(MG_ROCE_PORT)};
 		memcpy(&to->sin6_addr, pkt->dst.gid, 16);
 		if (IN6_IS_ADDR_LINKLOCAL(&to->sin6_addr))
 			to->sin6_scope_id = b->port->ifindex;
@@ -173,11 +174,11 @@ static void build(struct builder *b, struct mg_sock *s, size_t at, const struct 
 	const struct mg_pkt *pkt = b->net->pkt + t->first;
 	struct msghdr *m = &b->net->msg[at].msg_hdr;
 	bool v4 = mg_gid_is_v4(pkt->dst.gid);
-	struct mg_flow flow = { .sport = s->sport, .dport = MG_ROCE_PORT, .df = true };
+	struct mg_flow flow = {.sport = s->sport, .dport = MG_ROCE_PORT, .df = true};
 
 	memcpy(flow.src, s->wild ? pkt->src.gid : s->gid, 16);
 	memcpy(flow.dst, pkt->dst.gid, 16);
-	*m = (struct msghdr){ .msg_iov = b->net->iov + b->iov, .msg_control = b->net->ctl[at].buf };
+	*m = (struct msghdr){.msg_iov = b->net->iov + b->iov, .msg_control = b->net->ctl[at].buf};
 	set_destination(b, m, at, pkt, v4);
 	for (size_t i = 0; i < t->n; i++)
 		add_packet(b, m, &flow, pkt + i, (uint16_t)i);
@@ -200,7 +201,7 @@ static void build(struct builder *b, struct mg_sock *s, size_t at, const struct 
 static int send_some(int fd, struct mmsghdr *msg, size_t n)
 {
 	for (int tries = 0;; tries++) {
-		struct pollfd p = { .fd = fd, .events = POLLOUT };
+		struct pollfd p = {.fd = fd, .events = POLLOUT};
 		int ret;
 
 		if (n == 1)
@@ -237,7 +238,7 @@ static void note_error(struct mg_device *dev, size_t packets, const struct mg_pk
 static void send_trains(struct mg_device *dev, struct mg_sock *s, size_t from, size_t to)
 {
 	struct mg_net *net = dev->net;
-	struct builder b = { .net = net, .port = &dev->port };
+	struct builder b = {.net = net, .port = &dev->port};
 
 	for (size_t i = from; i < to; i++)
 		build(&b, s, i, &net->train[i]);
@@ -256,9 +257,9 @@ static void send_trains(struct mg_device *dev, struct mg_sock *s, size_t from, s
 		}
 		/* Single packets have IP id 0 each: built anew, in the room of the refused train. */
 		for (size_t k = 0; k < t.n; k++) {
-			const struct mg_train one = { t.first + k, 1 };
+			const struct mg_train one = {t.first + k, 1};
 
-			b = (struct builder){ .net = net, .port = &dev->port };
+			b = (struct builder){.net = net, .port = &dev->port};
 			build(&b, s, from, &one);
 			ret = send_some(s->fd, &net->msg[from], 1);
 			if (ret < 0)
@@ -267,7 +268,7 @@ static void send_trains(struct mg_device *dev, struct mg_sock *s, size_t from, s
 				net->gso = false; /* it was the train, not the packet */
 		}
 		from++;
-		b = (struct builder){ .net = net, .port = &dev->port };
+		b = (struct builder){.net = net, .port = &dev->port};
 		for (size_t i = from; i < to; i++)
 			build(&b, s, i, &net->train[i]);
 	}
@@ -299,7 +300,7 @@ static void send_batch(struct mg_device *dev, mg_time now, size_t n)
 		}
 		s = own;
 		s->hot = now;
-		net->train[trains++] = (struct mg_train){ i, len };
+		net->train[trains++] = (struct mg_train){i, len};
 		i += len;
 	}
 	if (s)

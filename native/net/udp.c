@@ -136,7 +136,7 @@ void mg_net_plain(struct mg_net *net, bool plain)
 
 static int bind_v4(struct mg_net *net, const struct mg_addr *addr)
 {
-	struct sockaddr_in sin = { .sin_family = AF_INET, .sin_port = htons(MG_ROCE_PORT) };
+	struct sockaddr_in sin = {.sin_family = AF_INET, .sin_port = htons(MG_ROCE_PORT)};
 	int fd, ret;
 
 	memcpy(&sin.sin_addr, addr->gid + 12, 4);
@@ -153,8 +153,8 @@ static int bind_v4(struct mg_net *net, const struct mg_addr *addr)
 /* Wild, because a link-local and a global address may both be in use. */
 static int bind_v6(struct mg_net *net)
 {
-	struct sockaddr_in6 sin6 = { .sin6_family = AF_INET6, .sin6_port = htons(MG_ROCE_PORT),
-				     .sin6_addr = IN6ADDR_ANY_INIT };
+	struct sockaddr_in6 sin6 = {
+		.sin6_family = AF_INET6, .sin6_port = htons(MG_ROCE_PORT), .sin6_addr = IN6ADDR_ANY_INIT};
 	const int on = 1;
 	int fd, ret;
 
