@@ -126,3 +126,8 @@ int mg_post_recv(struct mg_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **
 		mg_resp_flush(qp);
 	return err;
 }
+
+uint32_t mg_qp_send_room(const struct mg_qp *qp)
+{
+	return qp->cap.max_send_wr - (qp->req.tail - qp->req.head);
+}

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * later.c - exported calls that our device does not carry out (yet): an error for our objects, the
+ * real library for others. Calls whose object only an unsupported call could have made (a device
+ * memory, an imported handle) are not exported at all, see tests/verbs/symbols.txt.
+ */
+#include "verbs/forward.h"
+#include "verbs/mgv.h"
+
+/* ---- shared receive queues, multicast, enhanced connection establishment --------------------------- */
+
+MGV_EXPORT struct ibv_srq *ibv_create_srq(struct ibv_pd *pd, struct ibv_srq_init_attr *attr)
+{
+	if (!mgv_is_ours(pd->context))
+		return MGV_FORWARD_PTR(ibv_create_srq, pd, attr);
+	errno = EOPNOTSUPP;
+	return NULL;
+}
+
+MGV_EXPORT int ibv_attach_mcast(struct ibv_qp *qp, const union ibv_gid *gid, uint16_t lid)
+{
+	return mgv_is_ours(qp->context) ? EOPNOTSUPP : MGV_FORWARD_INT(ibv_attach_mcast, qp, gid, lid);
+}
+
+MGV_EXPORT int ibv_detach_mcast(struct ibv_qp *qp, const union ibv_gid *gid, uint16_t lid)
+{
+	return mgv_is_ours(qp->context) ? EOPNOTSUPP : MGV_FORWARD_INT(ibv_detach_mcast, qp, gid, lid);
+}
+
+MGV_EXPORT int ibv_set_ece(struct ibv_qp *qp, struct ibv_ece *ece)
+{
+	return mgv_is_ours(qp->context) ? EOPNOTSUPP : MGV_FORWARD_INT(ibv_set_ece, qp, ece);
+}
+
+MGV_EXPORT int ibv_query_ece(struct ibv_qp *qp, struct ibv_ece *ece)
+{
+	return mgv_is_ours(qp->context) ? EOPNOTSUPP : MGV_FORWARD_INT(ibv_query_ece, qp, ece);
+}
+
+/* Packets are placed in order, the bytes within one by memcpy in any order: no promise. */
+MGV_EXPORT int ibv_query_qp_data_in_order(struct ibv_qp *qp, enum ibv_wr_opcode op, uint32_t flags)
+{
+	__typeof__(&ibv_query_qp_data_in_order) real;
+
+	if (mgv_is_ours(qp->context))
+		return 0;
+	real = MGV_REAL(ibv_query_qp_data_in_order);
+	return real ? real(qp, op, flags) : 0;
+}
+
+/* ---- newer than the oldest header we build with: declared here, named by asm labels ------------------ */
+
+struct ibv_dmah;
+
+#define LATER_PTR(ret, local, name, args, call, context)                          \
+	MGV_EXPORT ret local args __asm__(name);                                  \
+	ret local args                                                            \
+	{                                                                         \
+		__typeof__(&local) real;                                          \
+                                                                                  \
+		errno = EOPNOTSUPP;                                               \
+		if (mgv_is_ours(context))                                         \
+			return NULL;                                              \
+		real = MGV_REAL_AS(__typeof__(&local), name);                     \
+		return real ? real call : NULL;                                   \
+	}
+#define LATER_INT(local, name, args, call, context)                               \
+	MGV_EXPORT int local args __asm__(name);                                  \
+	int local args                                                            \
+	{                                                                         \
+		__typeof__(&local) real;                                          \
+                                                                                  \
+		if (mgv_is_ours(context))                                         \
+			return EOPNOTSUPP;                                        \
+		real = MGV_REAL_AS(__typeof__(&local), name);                     \
+		return real ? real call : EOPNOTSUPP;                             \
+	}
+
+/* rdma-core 58 */
+LATER_PTR(void *, mgv_alloc_dmah, "ibv_alloc_dmah", (struct ibv_context *c, void *attr), (c, attr), c)
+/* rdma-core 64 and 65 */
+LATER_PTR(void *, mgv_alloc_buf, "ibv_alloc_buf", (struct ibv_pd *pd, size_t size, void *buf), (pd, size, buf),
+	  pd->context)
+LATER_PTR(void *, mgv_reg_buf_mr, "ibv_reg_buf_mr",
+	  (struct ibv_pd *pd, void *buf, void *addr, size_t length, int access), (pd, buf, addr, length, access),
+	  pd->context)
+LATER_INT(mgv_comp_cntr_caps, "_ibv_query_comp_cntr_caps", (struct ibv_context *c, void *caps, size_t size),
+	  (c, caps, size), c)
+LATER_PTR(void *, mgv_create_comp_cntr, "ibv_create_comp_cntr", (struct ibv_context *c, void *attr), (c, attr), c)
+LATER_INT(mgv_qp_attach_comp_cntr, "ibv_qp_attach_comp_cntr", (struct ibv_qp *qp, void *cntr, void *attr),
+	  (qp, cntr, attr), qp->context)

@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * unsupported.c - what every function pointer does until somebody implements it.
+ *
+ * libibverbs' contract: functions that return int give an errno value, those that return a
+ * pointer give NULL and set errno. No pointer in a table of ours is ever NULL, so that a caller
+ * who does not look gets an error and no crash.
+ */
+#include "verbs/mgv.h"
+
+#define NO_PTR(...)                       \
+	{                                 \
+		errno = EOPNOTSUPP;       \
+		return NULL;              \
+	}
+#define NO_INT(...)                       \
+	{                                 \
+		return EOPNOTSUPP;        \
+	}
+
+/* ---- ibv_context_ops -------------------------------------------------------------------------- */
+
+static void *no_compat(void)
+{
+	errno = ENOSYS;
+	return NULL;
+}
+static struct ibv_mw *no_alloc_mw(struct ibv_pd *pd, enum ibv_mw_type type) NO_PTR()
+static int no_bind_mw(struct ibv_qp *qp, struct ibv_mw *mw, struct ibv_mw_bind *b) NO_INT()
+static int no_dealloc_mw(struct ibv_mw *mw) NO_INT()
+static int no_post_srq_recv(struct ibv_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
+{
+	if (bad)
+		*bad = wr;
+	return EOPNOTSUPP;
+}
+
+/* ---- verbs_context -------------------------------------------------------------------------------- */
+
+static int no_advise_mr(struct ibv_pd *pd, enum ibv_advise_mr_advice advice, uint32_t flags,
+			struct ibv_sge *sg_list, uint32_t num_sges) NO_INT()
+static struct ibv_mr *no_alloc_null_mr(struct ibv_pd *pd) NO_PTR()
+static int no_read_counters(struct ibv_counters *c, uint64_t *v, uint32_t n, uint32_t flags) NO_INT()
+static int no_attach_counters(struct ibv_counters *c, struct ibv_counter_attach_attr *attr,
+			      struct ibv_flow *flow) NO_INT()
+static struct ibv_counters *no_create_counters(struct ibv_context *c,
+					       struct ibv_counters_init_attr *attr) NO_PTR()
+static int no_destroy_counters(struct ibv_counters *c) NO_INT()
+static struct ibv_mr *no_reg_dm_mr(struct ibv_pd *pd, struct ibv_dm *dm, uint64_t off, size_t len,
+				   unsigned int access) NO_PTR()
+static struct ibv_dm *no_alloc_dm(struct ibv_context *c, struct ibv_alloc_dm_attr *attr) NO_PTR()
+static int no_free_dm(struct ibv_dm *dm) NO_INT()
+static int no_modify_flow_action(struct ibv_flow_action *a, struct ibv_flow_action_esp_attr *attr) NO_INT()
+static int no_destroy_flow_action(struct ibv_flow_action *a) NO_INT()
+static struct ibv_flow_action *no_create_flow_action(struct ibv_context *c,
+						     struct ibv_flow_action_esp_attr *attr) NO_PTR()
+static int no_rate_limit(struct ibv_qp *qp, struct ibv_qp_rate_limit_attr *attr) NO_INT()
+static int no_modify_cq(struct ibv_cq *cq, struct ibv_modify_cq_attr *attr) NO_INT()
+static int no_post_srq_ops(struct ibv_srq *srq, struct ibv_ops_wr *op, struct ibv_ops_wr **bad)
+{
+	if (bad)
+		*bad = op;
+	return EOPNOTSUPP;
+}
+static int no_destroy_rwq(struct ibv_rwq_ind_table *t) NO_INT()
+static struct ibv_rwq_ind_table *no_create_rwq(struct ibv_context *c,
+					       struct ibv_rwq_ind_table_init_attr *attr) NO_PTR()
+static int no_destroy_wq(struct ibv_wq *wq) NO_INT()
+static int no_modify_wq(struct ibv_wq *wq, struct ibv_wq_attr *attr) NO_INT()
+static struct ibv_wq *no_create_wq(struct ibv_context *c, struct ibv_wq_init_attr *attr) NO_PTR()
+static int no_rt_values(struct ibv_context *c, struct ibv_values_ex *values) NO_INT()
+static int no_destroy_flow(struct ibv_flow *flow) NO_INT()
+static struct ibv_flow *no_create_flow(struct ibv_qp *qp, struct ibv_flow_attr *attr) NO_PTR()
+static struct ibv_qp *no_open_qp(struct ibv_context *c, struct ibv_qp_open_attr *attr) NO_PTR()
+static int no_srq_num(struct ibv_srq *srq, uint32_t *num) NO_INT()
+static struct ibv_srq *no_create_srq_ex(struct ibv_context *c, struct ibv_srq_init_attr_ex *attr) NO_PTR()
+static struct ibv_xrcd *no_open_xrcd(struct ibv_context *c, struct ibv_xrcd_init_attr *attr) NO_PTR()
+static int no_close_xrcd(struct ibv_xrcd *x) NO_INT()
+
+static void context_ops(struct ibv_context_ops *ops)
+{
+	ops->_compat_alloc_pd = no_compat;
+	ops->_compat_dealloc_pd = no_compat;
+	ops->_compat_reg_mr = no_compat;
+	ops->_compat_rereg_mr = no_compat;
+	ops->_compat_dereg_mr = no_compat;
+	ops->alloc_mw = no_alloc_mw;
+	ops->bind_mw = no_bind_mw;
+	ops->dealloc_mw = no_dealloc_mw;
+	ops->_compat_create_cq = no_compat;
+	ops->_compat_cq_event = no_compat;
+	ops->_compat_resize_cq = no_compat;
+	ops->_compat_destroy_cq = no_compat;
+	ops->_compat_create_srq = no_compat;
+	ops->_compat_modify_srq = no_compat;
+	ops->_compat_query_srq = no_compat;
+	ops->_compat_destroy_srq = no_compat;
+	ops->post_srq_recv = no_post_srq_recv;
+	ops->_compat_create_qp = no_compat;
+	ops->_compat_query_qp = no_compat;
+	ops->_compat_modify_qp = no_compat;
+	ops->_compat_destroy_qp = no_compat;
+	ops->_compat_create_ah = no_compat;
+	ops->_compat_destroy_ah = no_compat;
+	ops->_compat_attach_mcast = no_compat;
+	ops->_compat_detach_mcast = no_compat;
+	ops->_compat_async_event = no_compat;
+}
+
+void mgv_ops_defaults(struct verbs_context *v)
+{
+	context_ops(&v->context.ops);
+	v->advise_mr = no_advise_mr;
+	v->alloc_null_mr = no_alloc_null_mr;
+	v->read_counters = no_read_counters;
+	v->attach_counters_point_flow = no_attach_counters;
+	v->create_counters = no_create_counters;
+	v->destroy_counters = no_destroy_counters;
+	v->reg_dm_mr = no_reg_dm_mr;
+	v->alloc_dm = no_alloc_dm;
+	v->free_dm = no_free_dm;
+	v->modify_flow_action_esp = no_modify_flow_action;
+	v->destroy_flow_action = no_destroy_flow_action;
+	v->create_flow_action_esp = no_create_flow_action;
+	v->modify_qp_rate_limit = no_rate_limit;
+	v->modify_cq = no_modify_cq;
+	v->post_srq_ops = no_post_srq_ops;
+	v->destroy_rwq_ind_table = no_destroy_rwq;
+	v->create_rwq_ind_table = no_create_rwq;
+	v->destroy_wq = no_destroy_wq;
+	v->modify_wq = no_modify_wq;
+	v->create_wq = no_create_wq;
+	v->query_rt_values = no_rt_values;
+	v->ibv_destroy_flow = no_destroy_flow;
+	v->ibv_create_flow = no_create_flow;
+	/* Programs built against libibverbs 1.1.8 look for the two flow calls here. */
+	v->ABI_placeholder1 = (void (*)(void))no_create_flow;
+	v->ABI_placeholder2 = (void (*)(void))no_destroy_flow;
+	v->open_qp = no_open_qp;
+	v->get_srq_num = no_srq_num;
+	v->create_srq_ex = no_create_srq_ex;
+	v->open_xrcd = no_open_xrcd;
+	v->close_xrcd = no_close_xrcd;
+}
