@@ -38,6 +38,7 @@ _END_TYPE = 0xFFFF
 QP_TYPES = {2: "RC", 3: "UC", 4: "UD", 9: "XRC_SEND", 10: "XRC_RECV"}
 QP_STATES = ("RESET", "INIT", "RTR", "RTS", "SQD", "SQE", "ERR", "UNKNOWN")
 MSTATES = ("normal", "stopped", "paused", "resuming")
+_MTUS = frozenset((256, 512, 1024, 2048, 4096))
 ARMED = ("no", "next", "solicited")
 
 # enum mg_counter of native/transport/engine.h, in its order. Later ones become "counter_<n>".
@@ -392,18 +393,18 @@ def _check_context(ctx: ContextRecord, n_qp: int) -> None:
 
 def _check_qps(ctx: ContextRecord, qps: Sequence[QpRecord]) -> None:
     lo, hi = ctx.qpn_base, ctx.qpn_base + ctx.qpn_count
-    seen = {qp.qpn for qp in qps}
-    if len(seen) != len(qps):
+    if len({qp.qpn for qp in qps}) != len(qps):
         raise DumpError("the dump is inconsistent: a QPN occurs twice")
     for qp in qps:
-        if not lo <= qp.qpn < hi:
-            raise DumpError(f"the dump is inconsistent: QPN {qp.qpn:#x} is outside its context's range")
-        if (qp.peer_qpn | qp.una_psn | qp.next_psn | qp.epsn | qp.msn) >> 24:
-            raise DumpError(f"the dump is inconsistent: QP {qp.qpn:#x} has a PSN or QPN of over 24 bits")
-        if qp.state >= len(QP_STATES):
-            raise DumpError(f"the dump is inconsistent: QP {qp.qpn:#x} is in state {qp.state}")
-        if qp.connected and qp.path_mtu not in (256, 512, 1024, 2048, 4096):
-            raise DumpError(f"the dump is inconsistent: QP {qp.qpn:#x} has a path MTU of {qp.path_mtu}")
+        qpn, state, peer_qpn, mtu = qp.qpn, qp.state, qp.peer_qpn, qp.path_mtu
+        if not lo <= qpn < hi:
+            raise DumpError(f"the dump is inconsistent: QPN {qpn:#x} is outside its context's range")
+        if (peer_qpn | qp.una_psn | qp.next_psn | qp.epsn | qp.msn) >> 24:
+            raise DumpError(f"the dump is inconsistent: QP {qpn:#x} has a PSN or QPN of over 24 bits")
+        if state >= len(QP_STATES):
+            raise DumpError(f"the dump is inconsistent: QP {qpn:#x} is in state {state}")
+        if mtu not in _MTUS and qp.connected:
+            raise DumpError(f"the dump is inconsistent: QP {qpn:#x} has a path MTU of {mtu}")
 
 
 # ---- building, for tests and the simulator ------------------------------------------------------
