@@ -419,9 +419,8 @@ static void on_message(struct mg_device *dev, const struct mg_ctl_msg *msg, int 
 		if (c->state != LINKED && c->state != DRAIN)
 			break;
 		c->request = msg->request;
-		c->drain_until =
-			now +
-			(msg->stop.timeout_ms < DRAIN_MAX_MS ? msg->stop.timeout_ms : DRAIN_MAX_MS) * MS;
+		wait_ms = msg->stop.timeout_ms < DRAIN_MAX_MS ? msg->stop.timeout_ms : DRAIN_MAX_MS;
+		c->drain_until = now + wait_ms * MS;
 		change(c, DRAIN, now);
 		break;
 	case MG_CTL_DUMP_REQ:

@@ -67,11 +67,6 @@ static bool link_local(const struct mg_addr *addr)
 	return addr->gid[0] == 0xfe && (addr->gid[1] & 0xc0) == 0x80;
 }
 
-static bool usable(const struct ifaddrs *ifa)
-{
-	return (ifa->ifa_flags & IFF_UP) && (ifa->ifa_flags & IFF_RUNNING);
-}
-
 static const struct ifaddrs *find_addr(const struct ifaddrs *list, const struct mg_addr *want)
 {
 	struct mg_addr have;
@@ -100,9 +95,12 @@ static const struct ifaddrs *find_iface(const struct ifaddrs *list, const char *
 
 		if (!gid_of(i->ifa_addr, &have))
 			continue;
-		if (name ? strcmp(name, i->ifa_name) != 0 : !usable(i) || (i->ifa_flags & IFF_LOOPBACK))
+		if (name ? strcmp(name, i->ifa_name) != 0
+			 : !(i->ifa_flags & IFF_UP) || (i->ifa_flags & IFF_LOOPBACK))
 			continue;
 		score = mg_gid_is_v4(have.gid) ? 3 : link_local(&have) ? 1 : 2;
+		/* A cable comes before none, but a link that is just coming up before lo. */
+		score += i->ifa_flags & IFF_RUNNING ? 3 : 0;
 		if (score > best_score) {
 			best = i;
 			best_score = score;

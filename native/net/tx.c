@@ -128,21 +128,31 @@ static void add_ttl_tos(struct mg_sock *s, struct msghdr *m, const struct mg_pkt
 		add_control(m, level, v4 ? IP_TOS : IPV6_TCLASS, &tos, sizeof(tos));
 }
 
+/*
+ * The address a packet leaves from. The engine knows one address of ours, usually IPv4; to a peer
+ * that was given our GID 0 we are the link-local one.
+ */
+static const uint8_t *source_of(const struct builder *b, const struct mg_sock *s, const struct mg_pkt *pkt)
+{
+	if (!s->wild)
+		return s->gid;
+	return mg_gid_is_v4(pkt->src.gid) == mg_gid_is_v4(pkt->dst.gid) ? pkt->src.gid : b->port->gid[0].gid;
+}
+
 /* A wildly bound socket is told the source address; others have it from their binding. */
-static void add_source(struct builder *b, struct mg_sock *s, struct msghdr *m, const struct mg_pkt *pkt,
-		       bool v4)
+static void add_source(struct builder *b, struct mg_sock *s, struct msghdr *m, const uint8_t src[16], bool v4)
 {
 	if (!s->wild)
 		return;
 	if (v4) {
 		struct in_pktinfo info = {0};
 
-		memcpy(&info.ipi_spec_dst, pkt->src.gid + 12, 4);
+		memcpy(&info.ipi_spec_dst, src + 12, 4);
 		add_control(m, IPPROTO_IP, IP_PKTINFO, &info, sizeof(info));
 	} else {
 		struct in6_pktinfo info = {.ipi6_ifindex = b->port->ifindex};
 
-		memcpy(&info.ipi6_addr, pkt->src.gid, 16);
+		memcpy(&info.ipi6_addr, src, 16);
 		add_control(m, IPPROTO_IPV6, IPV6_PKTINFO, &info, sizeof(info));
 	}
 }
@@ -176,7 +186,7 @@ static void build(struct builder *b, struct mg_sock *s, size_t at, const struct 
 	bool v4 = mg_gid_is_v4(pkt->dst.gid);
 	struct mg_flow flow = {.sport = s->sport, .dport = MG_ROCE_PORT, .df = true};
 
-	memcpy(flow.src, s->wild ? pkt->src.gid : s->gid, 16);
+	memcpy(flow.src, source_of(b, s, pkt), 16);
 	memcpy(flow.dst, pkt->dst.gid, 16);
 	*m = (struct msghdr){.msg_iov = b->net->iov + b->iov, .msg_control = b->net->ctl[at].buf};
 	set_destination(b, m, at, pkt, v4);
@@ -189,7 +199,7 @@ static void build(struct builder *b, struct mg_sock *s, size_t at, const struct 
 		add_control(m, IPPROTO_UDP, UDP_SEGMENT, &segment, sizeof(segment));
 	}
 	add_ttl_tos(s, m, pkt, v4);
-	add_source(b, s, m, pkt, v4);
+	add_source(b, s, m, flow.src, v4);
 	if (!m->msg_controllen)
 		m->msg_control = NULL;
 }
