@@ -66,7 +66,9 @@ class Series:
         """Rates between neighbouring samples: times of the later one, and bit/s."""
         rates = [
             (v1 - v0) * 8 / (t1 - t0)
-            for t0, t1, v0, v1 in zip(self._times, self._times[1:], self._values, self._values[1:], strict=False)
+            for t0, t1, v0, v1 in zip(
+                self._times, self._times[1:], self._values, self._values[1:], strict=False
+            )
         ]
         return self._times[1:], rates
 

@@ -66,7 +66,9 @@ def draw(
                 x, y = [t - begin for t in times], [r / 1e9 for r in rates]
                 axes.plot(x, y, color=colour, label=label, linewidth=1.3)
             for span in spans:
-                axes.axvspan(span.start - begin, span.end - begin, color=_phase_colour(span.name), alpha=0.6, lw=0)
+                axes.axvspan(
+                    span.start - begin, span.end - begin, color=_phase_colour(span.name), alpha=0.6, lw=0
+                )
             axes.set_ylabel("received, Gb/s")
             axes.set_ylim(bottom=0)
             axes.grid(visible=True, alpha=0.25)
@@ -108,5 +110,7 @@ def _zoom_in(
         )  # fmt: skip
     if blackout is not None:
         a, b = blackout[0] - begin, blackout[1] - begin
-        axes.annotate("", xy=(a, top * 0.5), xytext=(b, top * 0.5), arrowprops={"arrowstyle": "<->", "lw": 1.2})
+        axes.annotate(
+            "", xy=(a, top * 0.5), xytext=(b, top * 0.5), arrowprops={"arrowstyle": "<->", "lw": 1.2}
+        )
         axes.text((a + b) / 2, top * 0.52, f"blackout {(b - a) * 1000:.0f} ms", ha="center", va="bottom")
