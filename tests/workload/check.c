@@ -31,7 +31,7 @@ static void prepare_slot(struct run *r, struct conn *c, struct recv_slot *s)
 			len = 1 + len % 100;
 		memset(p, CANARY, GAP);
 		p += GAP;
-		s->sge[i] = (struct ibv_sge){ .addr = (uintptr_t)p, .length = len, .lkey = c->local_mr->lkey };
+		s->sge[i] = (struct ibv_sge){.addr = (uintptr_t)p, .length = len, .lkey = c->local_mr->lkey};
 		p += len;
 		left -= len;
 	}
@@ -54,8 +54,9 @@ void post_receives(struct run *r, struct conn *c, int64_t now)
 			struct recv_slot *s = &c->slots[c->recv_posted % depth];
 
 			prepare_slot(r, c, s);
-			wr[n] = (struct ibv_recv_wr){ .wr_id = WR_RECV | WR_ID(c, c->recv_posted),
-						      .sg_list = s->sge, .num_sge = (int)s->n_sge };
+			wr[n] = (struct ibv_recv_wr){.wr_id = WR_RECV | WR_ID(c, c->recv_posted),
+						     .sg_list = s->sge,
+						     .num_sge = (int)s->n_sge};
 			if (n)
 				wr[n - 1].next = &wr[n];
 			c->recv_posted++;
@@ -131,13 +132,15 @@ static void count(struct run *r, const struct op *op)
 		r->received.bytes += op->size;
 }
 
-static void fin(struct run *r, struct conn *c, const struct ibv_wc *wc, const struct recv_slot *s, uint32_t imm)
+static void fin(struct run *r, struct conn *c, const struct ibv_wc *wc, const struct recv_slot *s,
+		uint32_t imm)
 {
 	uint64_t total = 0;
 	struct op op;
 
 	if (wc->byte_len != 8 || wc->opcode != IBV_WC_RECV) {
-		fatal(r, "QP %u: the last message has %u bytes, opcode %d", c->index, wc->byte_len, (int)wc->opcode);
+		fatal(r, "QP %u: the last message has %u bytes, opcode %d", c->index, wc->byte_len,
+		      (int)wc->opcode);
 		return;
 	}
 	memcpy(&total, gather(r, s, 8), 8);
@@ -149,7 +152,8 @@ static void fin(struct run *r, struct conn *c, const struct ibv_wc *wc, const st
 	while (c->rx.next < total) {
 		plan_next(&c->rx, &op);
 		if (op.kind != K_WRITE && op.kind != K_READ) {
-			fatal(r, "QP %u: %s %llu was lost", c->index, kind_name[op.kind], (unsigned long long)op.seq);
+			fatal(r, "QP %u: %s %llu was lost", c->index, kind_name[op.kind],
+			      (unsigned long long)op.seq);
 			return;
 		}
 		if (op.kind == K_WRITE)
@@ -171,8 +175,8 @@ void received(struct run *r, struct conn *c, const struct ibv_wc *wc, int64_t no
 	struct op op;
 
 	if (wc->wr_id != (WR_RECV | WR_ID(c, c->recv_seen)) || c->recv_seen >= c->recv_posted) {
-		fatal(r, "QP %u: receive %llx completed instead of %llx", c->index, (unsigned long long)wc->wr_id,
-		      (unsigned long long)(WR_RECV | WR_ID(c, c->recv_seen)));
+		fatal(r, "QP %u: receive %llx completed instead of %llx", c->index,
+		      (unsigned long long)wc->wr_id, (unsigned long long)(WR_RECV | WR_ID(c, c->recv_seen)));
 		return;
 	}
 	c->recv_seen++;
@@ -203,9 +207,9 @@ void received(struct run *r, struct conn *c, const struct ibv_wc *wc, int64_t no
 	want_imm = op.kind != K_SEND;
 	if (wc->opcode != want || with_imm != want_imm || (want_imm && imm != (op.seq & IMM_MASK)) ||
 	    wc->byte_len != op.size) {
-		fatal(r, "QP %u: expected %s %llu of %u bytes, got opcode %d, %u bytes, immediate %s%u", c->index,
-		      kind_name[op.kind], (unsigned long long)op.seq, op.size, (int)wc->opcode, wc->byte_len,
-		      with_imm ? "" : "none ", imm);
+		fatal(r, "QP %u: expected %s %llu of %u bytes, got opcode %d, %u bytes, immediate %s%u",
+		      c->index, kind_name[op.kind], (unsigned long long)op.seq, op.size, (int)wc->opcode,
+		      wc->byte_len, with_imm ? "" : "none ", imm);
 		return;
 	}
 	if (op.kind == K_WRITE_IMM)

@@ -137,7 +137,7 @@ static void idle(struct run *r)
 	r->state = "idle";
 	progress(r, now_ns());
 	while (r->opt.idle_until && stat(r->opt.idle_until, &st) && !terminated)
-		nanosleep(&(struct timespec){ .tv_nsec = 10 * MS }, NULL);
+		nanosleep(&(struct timespec){.tv_nsec = 10 * MS}, NULL);
 	if (r->opt.terms.tcp_closes) {
 		close(r->tcp);
 		r->tcp = -1;
@@ -156,7 +156,7 @@ static void note_completions(struct run *r, int64_t now)
 		if (gap > r->longest_gap)
 			r->longest_gap = gap;
 		if (gap >= 10 * MS && r->n_gaps < MAX_GAPS)
-			r->gaps[r->n_gaps++] = (struct gap){ (r->last_cqe - r->started) / MS, gap / MS };
+			r->gaps[r->n_gaps++] = (struct gap){(r->last_cqe - r->started) / MS, gap / MS};
 	}
 	r->last_cqe = now;
 }
@@ -185,7 +185,7 @@ static int drain(struct run *r)
 
 static bool take_event(struct run *r, int ms)
 {
-	struct pollfd p = { .fd = r->channel->fd, .events = POLLIN };
+	struct pollfd p = {.fd = r->channel->fd, .events = POLLIN};
 	struct ibv_cq *cq;
 	void *ctx;
 
@@ -239,7 +239,7 @@ static void sleep_for_event(struct run *r, int64_t now)
 static void check_async(struct run *r)
 {
 	struct ibv_async_event e;
-	struct pollfd p = { .fd = r->ctx->async_fd, .events = POLLIN };
+	struct pollfd p = {.fd = r->ctx->async_fd, .events = POLLIN};
 
 	while (poll(&p, 1, 0) == 1 && !ibv_get_async_event(r->ctx, &e)) {
 		if (e.event_type != IBV_EVENT_COMM_EST && e.event_type != IBV_EVENT_PORT_ACTIVE &&
@@ -320,7 +320,8 @@ static void exchange(struct run *r)
 	r->ended = now_ns();
 }
 
-static void compare_counts(struct run *r, const struct counts *said, const struct counts *seen, const char *who)
+static void compare_counts(struct run *r, const struct counts *said, const struct counts *seen,
+			   const char *who)
 {
 	for (int k = 0; k < K_COUNT; k++)
 		if (said->ops[k] != seen->ops[k])
@@ -330,12 +331,13 @@ static void compare_counts(struct run *r, const struct counts *said, const struc
 
 static bool settle(struct run *r)
 {
-	struct verdict mine = { .errors = r->errors, .sent = r->sent, .received = r->received };
+	struct verdict mine = {.errors = r->errors, .sent = r->sent, .received = r->received};
 	struct verdict *theirs = &r->theirs_verdict;
 
 	if (r->tcp < 0) {
 		/* Nobody can tell us that the peer needs us no more. */
-		nanosleep(&(struct timespec){ r->opt.linger_ms / 1000, r->opt.linger_ms % 1000 * 1000000 }, NULL);
+		nanosleep(&(struct timespec){r->opt.linger_ms / 1000, r->opt.linger_ms % 1000 * 1000000},
+			  NULL);
 		return true;
 	}
 	tcp_write(r->tcp, &mine, sizeof(mine));
@@ -353,7 +355,8 @@ static void print_counts(const char *name, const struct counts *c)
 	printf("\"%s\": {", name);
 	for (int k = 0; k < K_COUNT; k++)
 		printf("\"%s\": %llu, ", kind_name[k], (unsigned long long)c->ops[k]);
-	printf("\"messages\": %llu, \"bytes\": %llu}, ", (unsigned long long)sum(c), (unsigned long long)c->bytes);
+	printf("\"messages\": %llu, \"bytes\": %llu}, ", (unsigned long long)sum(c),
+	       (unsigned long long)c->bytes);
 }
 
 static void print_text(const char *s)
@@ -381,10 +384,11 @@ static void print_verdict(struct run *r, const char *device, bool good)
 	printf("\"inline\": %llu, \"unsignalled\": %llu, \"several_sges\": %llu, \"fenced\": %llu, "
 	       "\"credit_reads\": %llu, \"rnr_holds\": %llu, \"posts\": %llu, \"cq_events\": %llu, "
 	       "\"async_events\": %llu, \"corrupted\": %llu, ",
-	       (unsigned long long)r->inlined, (unsigned long long)r->unsignalled, (unsigned long long)r->scattered,
-	       (unsigned long long)r->fenced, (unsigned long long)r->credit_reads, (unsigned long long)r->holds,
-	       (unsigned long long)r->chains, (unsigned long long)r->events, (unsigned long long)r->async_events,
-	       (unsigned long long)r->corrupted);
+	       (unsigned long long)r->inlined, (unsigned long long)r->unsignalled,
+	       (unsigned long long)r->scattered, (unsigned long long)r->fenced,
+	       (unsigned long long)r->credit_reads, (unsigned long long)r->holds,
+	       (unsigned long long)r->chains, (unsigned long long)r->events,
+	       (unsigned long long)r->async_events, (unsigned long long)r->corrupted);
 	printf("\"longest_gap_ms\": %.1f, \"gaps\": [", (double)r->longest_gap / 1e6);
 	for (unsigned i = 0; i < r->n_gaps; i++)
 		printf("%s{\"at_ms\": %lld, \"ms\": %lld}", i ? ", " : "", (long long)r->gaps[i].at_ms,
@@ -403,7 +407,7 @@ int main(int argc, char **argv)
 {
 	static struct run run;
 	struct run *r = &run;
-	struct sigaction sa = { .sa_handler = on_term };
+	struct sigaction sa = {.sa_handler = on_term};
 	char device[64];
 	bool good;
 

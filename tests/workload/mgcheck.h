@@ -21,7 +21,7 @@
 
 #define MAX_SGE 4u
 #define MAX_QPS 4096u
-#define GAP 64u	   /* canary bytes between the pieces of a scattered buffer */
+#define GAP 64u /* canary bytes between the pieces of a scattered buffer */
 #define MAX_GAPS 32u
 #define MAX_ERRORS_TOLD 8u
 
@@ -37,9 +37,9 @@ struct terms {
 	uint64_t seconds_ms; /* 0: no limit */
 	uint32_t rnr_every;  /* received messages between two deliberate RNR situations; 0: none */
 	uint32_t rnr_ms;
-	uint32_t first_psn; /* UINT32_MAX: random */
-	uint32_t mtu;	    /* bytes, 0: what the port has */
-	uint32_t idle;	    /* the client waits before it starts (--idle-until) */
+	uint32_t first_psn;  /* UINT32_MAX: random */
+	uint32_t mtu;	     /* bytes, 0: what the port has */
+	uint32_t idle;	     /* the client waits before it starts (--idle-until) */
 	uint32_t tcp_closes; /* --no-tcp-after-setup */
 };
 
@@ -52,11 +52,11 @@ struct options {
 	struct terms terms;
 	bool events;
 	bool new_api;
-	bool verbose;
+	bool no_fence;
 	enum cq_mode cq_mode;
 	uint32_t depth;	     /* send queue */
 	uint32_t recv_depth; /* receive queue */
-	uint32_t inline_max;
+	uint32_t inline_max, sges;
 	double rate; /* messages/s of this process, 0: as fast as it goes */
 	uint64_t corrupt_every;
 	const char *progress;
@@ -232,7 +232,7 @@ void completion(struct run *r, const struct ibv_wc *wc, int64_t now);
 
 /* wr_id: kind, QP, number */
 #define WR_RECV (1ull << 63)
-#define WR_ID(conn, n) (((uint64_t)(conn)->index << 48) | ((n) & 0xffffffffffffull))
+#define WR_ID(conn, n) (((uint64_t)(conn)->index << 48) | ((n)&0xffffffffffffull))
 #define WR_QP(wr_id) ((unsigned)((wr_id) >> 48 & 0x7fff))
 
 #endif

@@ -33,55 +33,87 @@ static const char help[] =
 	"  --new-api           ibv_wr_* instead of ibv_post_send\n"
 	"  --cq MODE           shared (one for all), split (one for sends, one for receives), per-qp\n"
 	"  --depth N           send queue (64)           --recv-depth N  (32)\n"
+	"  --sges N            at most so many pieces a message is sent from (4; rdma-core's rxe adds them "
+	"up\n"
+	"                      wrongly in ibv_wr_set_sge_list)\n"
 	"  --inline N          largest inline message (220)\n"
+	"  --no-fence          no IBV_SEND_FENCE (the kernel's rdma_rxe, 6.12, can lose its wake-up on it)\n"
 	"  --rate N            messages/s of this side (no limit)\n"
 	"  --corrupt-every N   spoil every Nth message sent: the other side must notice\n"
 	"  --progress FILE     keep a line of counters (JSON) there, renewed every 50 ms\n"
 	"  --idle-until FILE   once connected do nothing until FILE exists\n"
 	"  --stall S           give up when nothing happens for so long (60)\n"
 	"  --connect S         wait for the server to listen (20)\n"
-	"  --linger MS         without a control connection: stay after the end (1000)\n"
-	"  -v, --verbose\n";
+	"  --linger MS         without a control connection: stay after the end (1000)\n";
 
-enum { O_QPS = 256, O_OPS, O_ONE_WAY, O_REVERSE, O_MESSAGES, O_SECONDS, O_MAX_SIZE, O_SIZE, O_SEED, O_RNR_EVERY,
-       O_RNR_MS, O_PSN, O_MTU, O_NO_TCP, O_EVENTS, O_NEW_API, O_CQ, O_DEPTH, O_RECV_DEPTH, O_INLINE, O_RATE,
-       O_CORRUPT, O_PROGRESS, O_IDLE, O_STALL, O_CONNECT, O_LINGER };
+enum {
+	O_QPS = 256,
+	O_OPS,
+	O_ONE_WAY,
+	O_REVERSE,
+	O_MESSAGES,
+	O_SECONDS,
+	O_MAX_SIZE,
+	O_SIZE,
+	O_SEED,
+	O_RNR_EVERY,
+	O_RNR_MS,
+	O_PSN,
+	O_MTU,
+	O_NO_TCP,
+	O_EVENTS,
+	O_NEW_API,
+	O_CQ,
+	O_DEPTH,
+	O_RECV_DEPTH,
+	O_SGES,
+	O_INLINE,
+	O_RATE,
+	O_CORRUPT,
+	O_NO_FENCE,
+	O_PROGRESS,
+	O_IDLE,
+	O_STALL,
+	O_CONNECT,
+	O_LINGER
+};
 
 static const struct option longs[] = {
-	{ "qps", 1, NULL, O_QPS },
-	{ "ops", 1, NULL, O_OPS },
-	{ "one-way", 0, NULL, O_ONE_WAY },
-	{ "reverse", 0, NULL, O_REVERSE },
-	{ "messages", 1, NULL, O_MESSAGES },
-	{ "seconds", 1, NULL, O_SECONDS },
-	{ "max-size", 1, NULL, O_MAX_SIZE },
-	{ "size", 1, NULL, O_SIZE },
-	{ "seed", 1, NULL, O_SEED },
-	{ "rnr-every", 1, NULL, O_RNR_EVERY },
-	{ "rnr-ms", 1, NULL, O_RNR_MS },
-	{ "psn", 1, NULL, O_PSN },
-	{ "mtu", 1, NULL, O_MTU },
-	{ "no-tcp-after-setup", 0, NULL, O_NO_TCP },
-	{ "device", 1, NULL, 'd' },
-	{ "gid-index", 1, NULL, 'x' },
-	{ "ib-port", 1, NULL, 'i' },
-	{ "port", 1, NULL, 'p' },
-	{ "events", 0, NULL, O_EVENTS },
-	{ "new-api", 0, NULL, O_NEW_API },
-	{ "cq", 1, NULL, O_CQ },
-	{ "depth", 1, NULL, O_DEPTH },
-	{ "recv-depth", 1, NULL, O_RECV_DEPTH },
-	{ "inline", 1, NULL, O_INLINE },
-	{ "rate", 1, NULL, O_RATE },
-	{ "corrupt-every", 1, NULL, O_CORRUPT },
-	{ "progress", 1, NULL, O_PROGRESS },
-	{ "idle-until", 1, NULL, O_IDLE },
-	{ "stall", 1, NULL, O_STALL },
-	{ "connect", 1, NULL, O_CONNECT },
-	{ "linger", 1, NULL, O_LINGER },
-	{ "verbose", 0, NULL, 'v' },
-	{ "help", 0, NULL, 'h' },
-	{ NULL, 0, NULL, 0 },
+	{"qps", 1, NULL, O_QPS},
+	{"ops", 1, NULL, O_OPS},
+	{"one-way", 0, NULL, O_ONE_WAY},
+	{"reverse", 0, NULL, O_REVERSE},
+	{"messages", 1, NULL, O_MESSAGES},
+	{"seconds", 1, NULL, O_SECONDS},
+	{"max-size", 1, NULL, O_MAX_SIZE},
+	{"size", 1, NULL, O_SIZE},
+	{"seed", 1, NULL, O_SEED},
+	{"rnr-every", 1, NULL, O_RNR_EVERY},
+	{"rnr-ms", 1, NULL, O_RNR_MS},
+	{"psn", 1, NULL, O_PSN},
+	{"mtu", 1, NULL, O_MTU},
+	{"no-tcp-after-setup", 0, NULL, O_NO_TCP},
+	{"device", 1, NULL, 'd'},
+	{"gid-index", 1, NULL, 'x'},
+	{"ib-port", 1, NULL, 'i'},
+	{"port", 1, NULL, 'p'},
+	{"events", 0, NULL, O_EVENTS},
+	{"new-api", 0, NULL, O_NEW_API},
+	{"cq", 1, NULL, O_CQ},
+	{"depth", 1, NULL, O_DEPTH},
+	{"recv-depth", 1, NULL, O_RECV_DEPTH},
+	{"sges", 1, NULL, O_SGES},
+	{"inline", 1, NULL, O_INLINE},
+	{"rate", 1, NULL, O_RATE},
+	{"corrupt-every", 1, NULL, O_CORRUPT},
+	{"no-fence", 0, NULL, O_NO_FENCE},
+	{"progress", 1, NULL, O_PROGRESS},
+	{"idle-until", 1, NULL, O_IDLE},
+	{"stall", 1, NULL, O_STALL},
+	{"connect", 1, NULL, O_CONNECT},
+	{"linger", 1, NULL, O_LINGER},
+	{"help", 0, NULL, 'h'},
+	{NULL, 0, NULL, 0},
 };
 
 static uint64_t number(const char *what, const char *text, uint64_t min, uint64_t max)
@@ -130,12 +162,24 @@ void parse_options(int argc, char **argv, struct options *opt)
 	int c;
 
 	*opt = (struct options){
-		.tcp_port = "18515", .gid_index = -1, .ib_port = 1, .depth = 64, .recv_depth = 32, .inline_max = 220,
-		.stall_s = 60, .connect_s = 20, .linger_ms = 1000,
-		.terms = { .qps = 4, .directions = 3, .rnr_every = 400, .rnr_ms = 3, .first_psn = UINT32_MAX,
-			   .plan = { .seed = 1, .ops = OPS_ALL, .max_size = 262144, .fixed_size = UINT32_MAX } },
+		.tcp_port = "18515",
+		.gid_index = -1,
+		.ib_port = 1,
+		.depth = 64,
+		.recv_depth = 32,
+		.sges = MAX_SGE,
+		.inline_max = 220,
+		.stall_s = 60,
+		.connect_s = 20,
+		.linger_ms = 1000,
+		.terms = {.qps = 4,
+			  .directions = 3,
+			  .rnr_every = 400,
+			  .rnr_ms = 3,
+			  .first_psn = UINT32_MAX,
+			  .plan = {.seed = 1, .ops = OPS_ALL, .max_size = 262144, .fixed_size = UINT32_MAX}},
 	};
-	while ((c = getopt_long(argc, argv, "d:x:i:p:vh", longs, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, "d:x:i:p:h", longs, NULL)) != -1) {
 		switch (c) {
 		case O_QPS: t->qps = number("--qps", optarg, 1, MAX_QPS); break;
 		case O_OPS: t->plan.ops = parse_ops(optarg); break;
@@ -172,15 +216,16 @@ void parse_options(int argc, char **argv, struct options *opt)
 			break;
 		case O_DEPTH: opt->depth = number("--depth", optarg, 32, 16384); break;
 		case O_RECV_DEPTH: opt->recv_depth = number("--recv-depth", optarg, 4, 16384); break;
+		case O_SGES: opt->sges = number("--sges", optarg, 1, MAX_SGE); break;
 		case O_INLINE: opt->inline_max = number("--inline", optarg, 0, 4096); break;
 		case O_RATE: opt->rate = real("--rate", optarg); break;
 		case O_CORRUPT: opt->corrupt_every = number("--corrupt-every", optarg, 1, UINT64_MAX); break;
+		case O_NO_FENCE: opt->no_fence = true; break;
 		case O_PROGRESS: opt->progress = optarg; break;
 		case O_IDLE: opt->idle_until = optarg; break;
 		case O_STALL: opt->stall_s = number("--stall", optarg, 1, 86400); break;
 		case O_CONNECT: opt->connect_s = number("--connect", optarg, 0, 86400); break;
 		case O_LINGER: opt->linger_ms = number("--linger", optarg, 0, 3600000); break;
-		case 'v': opt->verbose = true; break;
 		case 'h': fputs(help, stdout); exit(0);
 		default: die("try --help");
 		}

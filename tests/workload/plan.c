@@ -7,7 +7,7 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "written for little-endian machines");
 
-const char *const kind_name[K_COUNT] = { "send", "send_imm", "write", "write_imm", "read" };
+const char *const kind_name[K_COUNT] = {"send", "send_imm", "write", "write_imm", "read"};
 
 struct msg_header {
 	uint32_t magic;
@@ -61,7 +61,7 @@ uint32_t plan_source_size(const struct plan_config *cfg)
 
 void plan_init(struct plan *p, const struct plan_config *cfg, uint32_t stream)
 {
-	*p = (struct plan){ .cfg = cfg };
+	*p = (struct plan){.cfg = cfg};
 	p->key = mix(cfg->seed * GOLDEN + stream + 1);
 	p->rng = mix(p->key);
 }
@@ -107,7 +107,7 @@ void plan_next(struct plan *p, struct op *op)
 	for (kind = 0; kind < K_COUNT; kind++)
 		if ((cfg->ops & (1u << kind)) && pick-- == 0)
 			break;
-	*op = (struct op){ .kind = (enum kind)kind, .seq = p->next++, .size = pick_size(p) };
+	*op = (struct op){.kind = (enum kind)kind, .seq = p->next++, .size = pick_size(p)};
 
 	if (op->kind == K_READ) {
 		op->read_off = rng_next(&p->rng) % (plan_source_size(cfg) - op->size + 1);
@@ -135,7 +135,8 @@ uint8_t *message(uint8_t *buf, const struct plan *p, const struct op *op)
 	uint8_t *m = pattern(buf, key, 0, op->size);
 
 	if (op->size >= MSG_MIN_HEADER) {
-		struct msg_header h = { .magic = MSG_MAGIC, .size = op->size, .seq = op->seq, .kind = op->kind };
+		struct msg_header h = {
+			.magic = MSG_MAGIC, .size = op->size, .seq = op->seq, .kind = op->kind};
 
 		h.crc = libdeflate_crc32(0, m + MSG_HEADER, op->size - MSG_HEADER);
 		memcpy(m, &h, sizeof(h));
@@ -152,8 +153,8 @@ void message_explain(const uint8_t *got, const uint8_t *want, uint32_t size, cha
 	for (uint32_t i = 0; i < size; i++)
 		if (got[i] != want[i] && bad++ == 0)
 			first = i;
-	n = (size_t)snprintf(out, cap, "%u of %u bytes differ, the first at %u (0x%02x, not 0x%02x)", bad, size,
-			     first, got[first], want[first]);
+	n = (size_t)snprintf(out, cap, "%u of %u bytes differ, the first at %u (0x%02x, not 0x%02x)", bad,
+			     size, first, got[first], want[first]);
 	if (size < MSG_MIN_HEADER || n >= cap)
 		return;
 	memcpy(&h, got, sizeof(h));
@@ -162,6 +163,7 @@ void message_explain(const uint8_t *got, const uint8_t *want, uint32_t size, cha
 	else
 		snprintf(out + n, cap - n, "; header says number %llu, %s, %u bytes, CRC %s",
 			 (unsigned long long)h.seq, h.kind < K_COUNT ? kind_name[h.kind] : "?", h.size,
-			 h.size == size && h.crc == libdeflate_crc32(0, got + MSG_HEADER, size - MSG_HEADER) ?
-				 "right" : "wrong");
+			 h.size == size && h.crc == libdeflate_crc32(0, got + MSG_HEADER, size - MSG_HEADER)
+				 ? "right"
+				 : "wrong");
 }

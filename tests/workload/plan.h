@@ -40,11 +40,11 @@ struct op {
 
 struct plan {
 	const struct plan_config *cfg;
-	uint64_t key;	     /* the stream's */
+	uint64_t key; /* the stream's */
 	uint64_t rng;
-	uint64_t next;	     /* sequence number of the next operation */
+	uint64_t next; /* sequence number of the next operation */
 	uint64_t ring_pos;
-	uint32_t unnoticed;  /* ring bytes since the target last heard of the stream */
+	uint32_t unnoticed; /* ring bytes since the target last heard of the stream */
 };
 
 /* `stream`: unique per QP and direction. */

@@ -43,7 +43,8 @@ static bool local_alloc(struct conn *c, uint32_t size, unsigned pieces, struct i
 		uint32_t left = size - at;
 		uint32_t len = i + 1 == n ? left : 1 + (uint32_t)(roll(c) % (left - (n - i - 1)));
 
-		sge[i] = (struct ibv_sge){ .addr = (uintptr_t)p + off, .length = len, .lkey = c->local_mr->lkey };
+		sge[i] = (struct ibv_sge){
+			.addr = (uintptr_t)p + off, .length = len, .lkey = c->local_mr->lkey};
 		at += len;
 		off += len + GAP;
 	}
@@ -70,15 +71,17 @@ static struct entry *add(struct run *r, struct conn *c, struct chain *ch, enum e
 			 enum ibv_wr_opcode opcode)
 {
 	static const enum ibv_wc_opcode wc_opcode[] = {
-		[IBV_WR_RDMA_WRITE] = IBV_WC_RDMA_WRITE, [IBV_WR_RDMA_WRITE_WITH_IMM] = IBV_WC_RDMA_WRITE,
-		[IBV_WR_SEND] = IBV_WC_SEND, [IBV_WR_SEND_WITH_IMM] = IBV_WC_SEND,
+		[IBV_WR_RDMA_WRITE] = IBV_WC_RDMA_WRITE,
+		[IBV_WR_RDMA_WRITE_WITH_IMM] = IBV_WC_RDMA_WRITE,
+		[IBV_WR_SEND] = IBV_WC_SEND,
+		[IBV_WR_SEND_WITH_IMM] = IBV_WC_SEND,
 		[IBV_WR_RDMA_READ] = IBV_WC_RDMA_READ,
 	};
 	struct entry *e = &c->entries[c->head % r->opt.depth];
 	struct ibv_send_wr *wr = &ch->wr[ch->n];
 
-	*e = (struct entry){ .wr_id = WR_ID(c, c->head), .type = type, .opcode = wc_opcode[opcode] };
-	*wr = (struct ibv_send_wr){ .wr_id = e->wr_id, .opcode = opcode, .sg_list = e->sge };
+	*e = (struct entry){.wr_id = WR_ID(c, c->head), .type = type, .opcode = wc_opcode[opcode]};
+	*wr = (struct ibv_send_wr){.wr_id = e->wr_id, .opcode = opcode, .sg_list = e->sge};
 	ch->entry[ch->n++] = e;
 	c->head++;
 	return e;
@@ -108,7 +111,8 @@ static void read_credit(struct run *r, struct conn *c, struct chain *ch)
 	e = add(r, c, ch, E_CREDIT, IBV_WR_RDMA_READ);
 	wr = &ch->wr[ch->n - 1];
 	e->n_sge = 1;
-	e->sge[0] = (struct ibv_sge){ .addr = (uintptr_t)c->credit_slot, .length = 8, .lkey = c->local_mr->lkey };
+	e->sge[0] =
+		(struct ibv_sge){.addr = (uintptr_t)c->credit_slot, .length = 8, .lkey = c->local_mr->lkey};
 	e->local_end = c->local_head;
 	wr->num_sge = 1;
 	wr->wr.rdma.remote_addr = c->theirs.counter;
@@ -131,13 +135,14 @@ static bool add_readback(struct run *r, struct conn *c, struct chain *ch)
 
 	if (!has_room(r, c, ch, 2))
 		return false;
-	if (!local_alloc(c, c->op.size, 1 + roll(c) % MAX_SGE, sge[0], &n[0], &end[0]) ||
-	    !local_alloc(c, c->op.size, 1 + roll(c) % MAX_SGE, sge[1], &n[1], &end[1])) {
+	if (!local_alloc(c, c->op.size, 1 + roll(c) % r->opt.sges, sge[0], &n[0], &end[0]) ||
+	    !local_alloc(c, c->op.size, 1 + roll(c) % r->opt.sges, sge[1], &n[1], &end[1])) {
 		c->local_head = saved;
 		return false;
 	}
 	for (int i = 0; i < 2; i++) {
-		e = add(r, c, ch, i ? E_SCRATCH_READ : E_SCRATCH_WRITE, i ? IBV_WR_RDMA_READ : IBV_WR_RDMA_WRITE);
+		e = add(r, c, ch, i ? E_SCRATCH_READ : E_SCRATCH_WRITE,
+			i ? IBV_WR_RDMA_READ : IBV_WR_RDMA_WRITE);
 		wr = &ch->wr[ch->n - 1];
 		memcpy(e->sge, sge[i], sizeof(sge[i]));
 		e->n_sge = n[i];
@@ -160,8 +165,9 @@ static bool add_readback(struct run *r, struct conn *c, struct chain *ch)
 static bool add_op(struct run *r, struct conn *c, struct chain *ch)
 {
 	static const enum ibv_wr_opcode opcode[K_COUNT] = {
-		[K_SEND] = IBV_WR_SEND, [K_SEND_IMM] = IBV_WR_SEND_WITH_IMM, [K_WRITE] = IBV_WR_RDMA_WRITE,
-		[K_WRITE_IMM] = IBV_WR_RDMA_WRITE_WITH_IMM, [K_READ] = IBV_WR_RDMA_READ,
+		[K_SEND] = IBV_WR_SEND,	       [K_SEND_IMM] = IBV_WR_SEND_WITH_IMM,
+		[K_WRITE] = IBV_WR_RDMA_WRITE, [K_WRITE_IMM] = IBV_WR_RDMA_WRITE_WITH_IMM,
+		[K_READ] = IBV_WR_RDMA_READ,
 	};
 	const struct op *op = &c->op;
 	struct ibv_sge sge[MAX_SGE];
@@ -174,7 +180,7 @@ static bool add_op(struct run *r, struct conn *c, struct chain *ch)
 	if (op->kind == K_READ && !c->scratch_busy && roll(c) % 3 == 0)
 		return add_readback(r, c, ch);
 	if (!has_room(r, c, ch, 1) ||
-	    !local_alloc(c, op->size, roll(c) % 2 ? 1 : 1 + roll(c) % MAX_SGE, sge, &n_sge, &end))
+	    !local_alloc(c, op->size, roll(c) % 2 ? 1 : 1 + roll(c) % r->opt.sges, sge, &n_sge, &end))
 		return false;
 	e = add(r, c, ch, E_OP, opcode[op->kind]);
 	wr = &ch->wr[ch->n - 1];
@@ -207,7 +213,7 @@ static bool add_op(struct run *r, struct conn *c, struct chain *ch)
 	}
 	if (op->kind == K_SEND_IMM || op->kind == K_WRITE_IMM)
 		wr->imm_data = htonl((uint32_t)op->seq & IMM_MASK);
-	if (roll(c) % 32 == 0) {
+	if (!r->opt.no_fence && roll(c) % 32 == 0) {
 		wr->send_flags |= IBV_SEND_FENCE;
 		r->fenced++;
 	}
@@ -257,11 +263,13 @@ static int post_new(struct run *r, struct conn *c, struct chain *ch)
 		size_t n = (size_t)wr->num_sge;
 
 		q->wr_id = wr->wr_id;
-		q->wr_flags = wr->send_flags & ~(unsigned)IBV_SEND_INLINE;
+		q->wr_flags = wr->send_flags; /* with IBV_SEND_INLINE: rdma-core's rxe wants to be told */
 		switch (wr->opcode) {
 		case IBV_WR_SEND: ibv_wr_send(q); break;
 		case IBV_WR_SEND_WITH_IMM: ibv_wr_send_imm(q, wr->imm_data); break;
-		case IBV_WR_RDMA_WRITE: ibv_wr_rdma_write(q, wr->wr.rdma.rkey, wr->wr.rdma.remote_addr); break;
+		case IBV_WR_RDMA_WRITE:
+			ibv_wr_rdma_write(q, wr->wr.rdma.rkey, wr->wr.rdma.remote_addr);
+			break;
 		case IBV_WR_RDMA_WRITE_WITH_IMM:
 			ibv_wr_rdma_write_imm(q, wr->wr.rdma.rkey, wr->wr.rdma.remote_addr, wr->imm_data);
 			break;
@@ -271,8 +279,9 @@ static int post_new(struct run *r, struct conn *c, struct chain *ch)
 			struct ibv_data_buf bufs[MAX_SGE];
 
 			for (size_t k = 0; k < n; k++)
-				bufs[k] = (struct ibv_data_buf){ .addr = (void *)(uintptr_t)wr->sg_list[k].addr,
-								 .length = wr->sg_list[k].length };
+				bufs[k] =
+					(struct ibv_data_buf){.addr = (void *)(uintptr_t)wr->sg_list[k].addr,
+							      .length = wr->sg_list[k].length};
 			if (n == 1)
 				ibv_wr_set_inline_data(q, bufs[0].addr, bufs[0].length);
 			else
@@ -303,7 +312,8 @@ static void post(struct run *r, struct conn *c, struct chain *ch)
 		if (!(ch->wr[i].send_flags & IBV_SEND_INLINE))
 			continue;
 		for (unsigned k = 0; k < ch->entry[i]->n_sge; k++)
-			memset((void *)(uintptr_t)ch->entry[i]->sge[k].addr, 0xee, ch->entry[i]->sge[k].length);
+			memset((void *)(uintptr_t)ch->entry[i]->sge[k].addr, 0xee,
+			       ch->entry[i]->sge[k].length);
 	}
 	r->chains++;
 }
@@ -319,7 +329,7 @@ static bool finished(struct run *r, struct conn *c, int64_t now)
 void pump(struct run *r, struct conn *c, int64_t now)
 {
 	uint32_t ring = plan_ring_size(&r->opt.terms.plan);
-	struct chain ch = { .n = 0 };
+	struct chain ch = {.n = 0};
 
 	if (c->fin_posted || !c->sends)
 		return;
@@ -413,11 +423,8 @@ static void finish_entry(struct run *r, struct conn *c, struct entry *e, int64_t
 		c->credited = value;
 		c->credit_busy = false;
 		break;
-	case E_FIN:
-		c->tx_done = true;
-		break;
-	case E_SCRATCH_WRITE:
-		break;
+	case E_FIN: c->tx_done = true; break;
+	case E_SCRATCH_WRITE: break;
 	}
 }
 
@@ -435,8 +442,8 @@ void retire(struct run *r, struct conn *c, const struct ibv_wc *wc)
 			return;
 		}
 		if (same != e->signalled) {
-			fatal(r, "QP %u: %s: wr_id %llx completed, the oldest signalled one is %llx", c->index,
-			      same ? "an unsignalled request completed" : "completion out of order",
+			fatal(r, "QP %u: %s: wr_id %llx completed, the oldest signalled one is %llx",
+			      c->index, same ? "an unsignalled request completed" : "completion out of order",
 			      (unsigned long long)wc->wr_id, (unsigned long long)e->wr_id);
 			return;
 		}

@@ -29,7 +29,7 @@ static void *zeroed(size_t n, size_t size)
 
 static void choose_gid(struct run *r, const struct ibv_port_attr *port)
 {
-	static const uint8_t v4[12] = { [10] = 0xff, [11] = 0xff };
+	static const uint8_t v4[12] = {[10] = 0xff, [11] = 0xff};
 	union ibv_gid gid;
 	int found = r->opt.gid_index;
 
@@ -100,8 +100,10 @@ static void make_qp(struct run *r, struct conn *c)
 		.recv_cq = c->recv_cq,
 		.pd = r->pd,
 		.comp_mask = IBV_QP_INIT_ATTR_PD,
-		.cap = { .max_send_wr = r->opt.depth, .max_recv_wr = r->opt.recv_depth, .max_send_sge = MAX_SGE,
-			 .max_recv_sge = MAX_SGE },
+		.cap = {.max_send_wr = r->opt.depth,
+			.max_recv_wr = r->opt.recv_depth,
+			.max_send_sge = MAX_SGE,
+			.max_recv_sge = MAX_SGE},
 	};
 
 	/* Devices differ in how much they take inline; all take nothing. */
@@ -114,8 +116,10 @@ static void make_qp(struct run *r, struct conn *c)
 					      IBV_QP_EX_WITH_RDMA_READ;
 			c->qp = ibv_create_qp_ex(r->ctx, &attr);
 		} else {
-			struct ibv_qp_init_attr old = { .qp_type = attr.qp_type, .send_cq = attr.send_cq,
-							.recv_cq = attr.recv_cq, .cap = attr.cap };
+			struct ibv_qp_init_attr old = {.qp_type = attr.qp_type,
+						       .send_cq = attr.send_cq,
+						       .recv_cq = attr.recv_cq,
+						       .cap = attr.cap};
 
 			c->qp = ibv_create_qp(r->pd, &old);
 			attr.cap = old.cap;
@@ -123,7 +127,8 @@ static void make_qp(struct run *r, struct conn *c)
 		if (!n && !c->qp)
 			die("cannot create QP %u: %s", c->index, strerror(errno));
 	}
-	c->inline_max = attr.cap.max_inline_data < r->opt.inline_max ? attr.cap.max_inline_data : r->opt.inline_max;
+	c->inline_max =
+		attr.cap.max_inline_data < r->opt.inline_max ? attr.cap.max_inline_data : r->opt.inline_max;
 	if (r->opt.new_api && !(c->qpx = ibv_qp_to_qp_ex(c->qp)))
 		die("the device has no ibv_wr_* interface");
 }
@@ -241,7 +246,8 @@ static void to_init(struct run *r, struct conn *c)
 		.port_num = r->opt.ib_port,
 		.qp_access_flags = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ,
 	};
-	int rc = ibv_modify_qp(c->qp, &attr, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
+	int rc = ibv_modify_qp(c->qp, &attr,
+			       IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
 
 	if (rc)
 		die("QP %u to INIT: %s", c->index, strerror(rc));
@@ -257,7 +263,7 @@ static void to_rts(struct run *r, struct conn *c)
 		.rq_psn = c->theirs.psn,
 		.max_dest_rd_atomic = (uint8_t)rd,
 		.min_rnr_timer = 12, /* 0.64 ms */
-		.ah_attr = { .dlid = (uint16_t)r->theirs.lid, .port_num = r->opt.ib_port },
+		.ah_attr = {.dlid = (uint16_t)r->theirs.lid, .port_num = r->opt.ib_port},
 	};
 	int rc;
 
@@ -267,8 +273,9 @@ static void to_rts(struct run *r, struct conn *c)
 		attr.ah_attr.grh.sgid_index = (uint8_t)r->gid_index;
 		memcpy(attr.ah_attr.grh.dgid.raw, r->theirs.gid, 16);
 	}
-	rc = ibv_modify_qp(c->qp, &attr, IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN |
-						 IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
+	rc = ibv_modify_qp(c->qp, &attr,
+			   IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
+				   IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
 	if (rc)
 		die("QP %u to RTR: %s", c->index, strerror(rc));
 	attr = (struct ibv_qp_attr){
@@ -279,8 +286,9 @@ static void to_rts(struct run *r, struct conn *c)
 		.rnr_retry = 7, /* for ever */
 		.max_rd_atomic = (uint8_t)rd,
 	};
-	rc = ibv_modify_qp(c->qp, &attr, IBV_QP_STATE | IBV_QP_SQ_PSN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT |
-						 IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC);
+	rc = ibv_modify_qp(c->qp, &attr,
+			   IBV_QP_STATE | IBV_QP_SQ_PSN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT |
+				   IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC);
 	if (rc)
 		die("QP %u to RTS: %s", c->index, strerror(rc));
 }

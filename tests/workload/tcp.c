@@ -13,7 +13,7 @@
 
 static struct addrinfo *resolve(const char *host, const char *port, int flags)
 {
-	struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = flags };
+	struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = flags};
 	struct addrinfo *list;
 	int rc = getaddrinfo(host, port, &hints, &list);
 
@@ -49,7 +49,7 @@ int tcp_connect(const char *host, const char *port, uint32_t seconds)
 				close(fd);
 		}
 		/* The server may not listen yet: ask again until the time is up. */
-		nanosleep(&(struct timespec){ .tv_nsec = 20000000 }, NULL);
+		nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
 	} while (now_ns() < until && !terminated);
 	die("cannot connect to %s port %s: %s", host, port, strerror(err));
 }
@@ -105,7 +105,7 @@ bool tcp_try_read(int fd, void *buf, size_t len, int ms)
 	int64_t until = now_ns() + ms * 1000000ll;
 
 	while (len) {
-		struct pollfd p = { .fd = fd, .events = POLLIN };
+		struct pollfd p = {.fd = fd, .events = POLLIN};
 		int64_t left = (until - now_ns()) / 1000000;
 		int rc = left < 0 ? 0 : poll(&p, 1, (int)left + 1);
 		ssize_t n;
@@ -133,7 +133,7 @@ void tcp_read(int fd, void *buf, size_t len)
 
 bool tcp_readable(int fd)
 {
-	struct pollfd p = { .fd = fd, .events = POLLIN };
+	struct pollfd p = {.fd = fd, .events = POLLIN};
 
 	return fd >= 0 && poll(&p, 1, 0) == 1;
 }
