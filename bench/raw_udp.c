@@ -11,7 +11,9 @@
  * payload, ICRC), 20 a SEND of 2 bytes. -g 1 sends packet by packet, the default is as many as fit a
  * datagram. The socket options are those that the library sets. Prints one line of JSON.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/udp.h>
