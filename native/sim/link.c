@@ -133,13 +133,13 @@ static int route_standin(const struct mgs_world *w, const struct sim_packet *p)
 	return -1;
 }
 
-/* Whose link a packet to this address takes, wherever its owner is now: by the QPN alone. */
+/* Whose link a packet to this address takes, also while its owner is away. */
 static int link_dst(const struct mgs_world *w, const struct sim_packet *p)
 {
 	int r = route(w, p);
 
 	for (int i = 0; r < 0 && i < w->n_engine; i++)
-		if (i != p->from && in_range(dest_qpn(p), w->engine[i].cfg.qpn_base, w->engine[i].cfg.qpn_count))
+		if (!memcmp(w->engine[i].gid, p->dst, 16) || !memcmp(w->engine[i].cfg.gid, p->dst, 16))
 			r = i;
 	return r < 0 ? 0 : r;
 }

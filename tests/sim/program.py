@@ -1,0 +1,472 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The simulated program: posts what its Side says, and checks every completion it gets.
+
+An `End` is one side of a connection. It lays out its memory, posts its operations and receives, and
+holds them against the model: what must arrive, in which order, with which bytes. What a whole run
+must have in common at its end is checked by runner.py.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from .schedule import Connection, Fatal, Kind, Op, Side
+from .verbs import ALL_ACCESS, Access, QpState, SendFlag, WcFlag, WcOpcode, WcStatus, WrOpcode
+from .world import Caps, Cq, Engine, Mr, Path, Qp, Sge, VerbsError, Wc, Wr
+
+GUARD = 24
+"""Bytes between two pieces of memory that nothing may ever touch."""
+
+_POOL = random.Random(4791).randbytes(1 << 20)
+_WR_OPCODE = {
+    Kind.SEND: WrOpcode.SEND, Kind.SEND_IMM: WrOpcode.SEND_WITH_IMM, Kind.WRITE: WrOpcode.RDMA_WRITE,
+    Kind.WRITE_IMM: WrOpcode.RDMA_WRITE_WITH_IMM, Kind.READ: WrOpcode.RDMA_READ,
+}  # fmt: skip
+_WC_OPCODE = {
+    Kind.SEND: WcOpcode.SEND, Kind.SEND_IMM: WcOpcode.SEND, Kind.WRITE: WcOpcode.RDMA_WRITE,
+    Kind.WRITE_IMM: WcOpcode.RDMA_WRITE, Kind.READ: WcOpcode.RDMA_READ,
+}  # fmt: skip
+# How a mistake shows: at the requester; in the receive completion; whether the responder ends too.
+_FATAL_SEND = {
+    Fatal.BAD_RKEY: WcStatus.REM_ACCESS_ERR, Fatal.OUT_OF_BOUNDS: WcStatus.REM_ACCESS_ERR,
+    Fatal.NO_ACCESS: WcStatus.REM_ACCESS_ERR, Fatal.BAD_LKEY: WcStatus.LOC_PROT_ERR,
+    Fatal.SHORT_RECV: WcStatus.REM_INV_REQ_ERR,
+}  # fmt: skip
+RECV_BIT = 1 << 31
+
+
+class InvariantError(AssertionError):
+    """The transport broke a promise. `kind` is a word for each invariant."""
+
+    def __init__(self, kind: str, text: str):
+        super().__init__(f"{kind}: {text}")
+        self.kind = kind
+
+
+@dataclass(slots=True)
+class Arena:
+    """Bump allocator of an engine's memory, and the model of what must be in it at the end."""
+
+    size: int = 64
+    model: bytearray = field(default_factory=bytearray)
+    masked: list[tuple[int, int]] = field(default_factory=list)
+    names: list[tuple[int, int, str]] = field(default_factory=list)
+
+    def take(self, size: int, name: str) -> int:
+        """Offset of `size` fresh bytes, with guards around."""
+        at = self.size
+        self.size = at + size + GUARD
+        self.names.append((at, size, name))
+        return at
+
+    def owner(self, offset: int) -> str:
+        """What lies at an offset, for messages."""
+        for at, size, name in self.names:
+            if at <= offset < at + size:
+                return f"byte {offset - at} of {name}"
+            if at + size <= offset < at + size + GUARD:
+                return f"{offset - at - size} bytes behind {name}"
+        return "memory of nobody"
+
+
+def content(stream: int, index: int, size: int) -> bytes:
+    """The bytes of a message, different for each one; the first ones tell which it is."""
+    at = (stream * 104729 + index * 7919) % (len(_POOL) - size - 1)
+    stamp = bytes((stream & 0xFF, index & 0xFF, index >> 8, size & 0xFF))
+    return (stamp + _POOL[at : at + size])[:size]
+
+
+def imm_of(stream: int, index: int) -> int:
+    return (stream * 0x9E3779B1 + index * 0x85EBCA77 + 1) & 0xFFFFFFFF
+
+
+def pieces(at: int, size: int, n: int) -> list[tuple[int, int]]:
+    """`size` bytes from `at` on as n pieces, unequal, with gaps, some of them perhaps empty."""
+    out, left = [], size
+    for i in range(n, 0, -1):
+        length = left if i == 1 else min(left, left * 2 // (i + 1) + i % 2)
+        out.append((at, length))
+        at += length + 5
+        left -= length
+    return out
+
+
+def span(size: int, n: int) -> int:
+    return size + 5 * n
+
+
+@dataclass(slots=True)
+class Region:
+    """Remote memory of one WRITE (and of those that target it) or READ."""
+
+    offset: int
+    size: int
+    state: bytearray
+
+
+class End:
+    """One side of a connection; `stream` names it in contents."""
+
+    def __init__(self, conn: Connection, side: Side, stream: int, arena: Arena, name: str):
+        self.conn, self.side, self.stream, self.arena, self.name = conn, side, stream, arena, name
+        self.peer: End
+        self.qp: Qp
+        self.engine: Engine
+        self.ops = side.ops
+        self.fatal_at = next((i for i, op in enumerate(side.ops) if op.fatal), len(side.ops))
+        self.src: list[list[tuple[int, int]]] = []
+        self.recvs: list[list[tuple[int, int]]] = []
+        self.incoming: list[tuple[int, Op]] = []
+        self.regions: dict[int, Region] = {}
+        self.expect_read: dict[int, bytes] = {}
+        self.posted = self.next_send = self.done = 0
+        self.recv_posted = self.next_recv = 0
+        self.failed: WcStatus | None = None
+        self.failed_at = 0
+        self.recv_bad = False
+        self.recv_ok = 0
+        self.connected = False
+        self.events: list[int] = []
+        self.later: Callable[[int, Callable[[], None]], None]
+        self.now: Callable[[], int]
+        self.wr_base = stream << 32
+
+    # ---- layout, before there is an engine -----------------------------------------------------
+
+    def lay_out(self) -> None:
+        """Own buffers: sources and READ destinations, then receives for what the peer will send."""
+        for i, op in enumerate(self.ops):
+            at = self.arena.take(span(op.size, op.sges), f"{self.name} op {i} ({op.kind.name})")
+            self.src.append(pieces(at, op.size, op.sges))
+        self.incoming = [(i, op) for i, op in enumerate(self.peer.ops) if op.kind.receives]
+        for i, op in self.incoming:
+            want = op.size + self.side.recv_extra if op.kind.sends else self.side.recv_extra
+            if op.fatal is Fatal.SHORT_RECV:
+                want = max(0, op.size - 1)
+            at = self.arena.take(span(want, self.side.recv_sges), f"{self.name} receive for op {i}")
+            self.recvs.append(pieces(at, want, self.side.recv_sges))
+        self.local_end = self.arena.size
+
+    def lay_out_exposed(self) -> None:
+        """Memory that the peer reads and writes; `self.peer.regions` is its model."""
+        self.exposed = self.arena.size
+        for i, op in enumerate(self.peer.ops):
+            if op.kind in (Kind.WRITE, Kind.WRITE_IMM, Kind.READ) and op.target < 0:
+                at = self.arena.take(op.size, f"{self.name} memory for peer's op {i} ({op.kind.name})")
+                self.peer.regions[i] = Region(at, op.size, bytearray(op.size))
+        self.exposed_end = self.arena.size
+        for i, op in enumerate(self.peer.ops):
+            if op.kind is Kind.READ and op.target < 0:
+                self.peer.regions[i].state[:] = content(self.stream ^ 0x55, i, op.size)
+
+    # ---- start ---------------------------------------------------------------------------------
+
+    def set_up(self, engine: Engine, pd: int, send_cq: Cq, recv_cq: Cq) -> None:
+        """Create the QP and MRs and fill memory; regions and layout of both ends are there."""
+        side, arena = self.side, self.arena
+        self.engine = engine
+        caps = Caps(
+            send_wr=side.depth, recv_wr=side.recv_depth,
+            send_sge=max([1, *(op.sges for op in self.ops)]), recv_sge=side.recv_sges,
+            inline=max([0, *(op.size for op in self.ops if op.inline)]),
+        )  # fmt: skip
+        self.qp = engine.qp(pd, send_cq, recv_cq, caps, side.sig_all)
+        self.local = engine.mr(pd, 0, arena.size, Access.LOCAL_WRITE)
+        length = max(1, self.exposed_end - self.exposed)
+        # A remote view that is not the address: iova must be honoured.
+        self.open = engine.mr(pd, self.exposed, length, ALL_ACCESS, 0x7000_0000_0000 + (self.stream << 32))
+        self.closed = engine.mr(pd, self.exposed, length, Access.LOCAL_WRITE)
+        self.mrs: list[Mr] = [self.local, self.open, self.closed]
+        for region in self.peer.regions.values():
+            self._put(region.offset, bytes(region.state))
+        for i, op in enumerate(self.ops):
+            if op.kind is not Kind.READ:
+                self._put_pieces(self.src[i], content(self.stream, i, op.size))
+
+    def _put(self, offset: int, data: bytes) -> None:
+        self.engine.memory[offset : offset + len(data)] = data
+        self.arena.model[offset : offset + len(data)] = data
+
+    def _put_pieces(self, where: list[tuple[int, int]], data: bytes) -> None:
+        pos = 0
+        for at, length in where:
+            self._put(at, data[pos : pos + length])
+            pos += length
+
+    def _model_pieces(self, where: list[tuple[int, int]], data: bytes) -> None:
+        pos = 0
+        for at, length in where:
+            part = data[pos : pos + length]
+            self.arena.model[at : at + len(part)] = part
+            pos += length
+
+    def _get_pieces(self, where: list[tuple[int, int]], size: int) -> bytes:
+        return b"".join(bytes(self.engine.memory[at : at + length]) for at, length in where)[:size]
+
+    def connect(self) -> None:
+        """To RTS, or to RTR only."""
+        c, s = self.conn, self.side
+        path = Path(
+            dgid=self.peer.engine.gid, dest_qpn=self.peer.qp.num, rq_psn=self.peer.side.psn, sq_psn=s.psn,
+            mtu=c.mtu, timeout=c.timeout, retry_cnt=c.retry_cnt, rnr_retry=c.rnr_retry,
+            min_rnr_timer=c.min_rnr_timer, max_rd_atomic=s.reads, max_dest_rd_atomic=self.peer.side.reads,
+        )  # fmt: skip
+        self.qp.modify(QpState.INIT, path)
+        if s.recv_at <= s.connect_at:
+            self.post_recvs()
+        self.qp.modify(QpState.RTR, path)
+        if not s.only_rtr:
+            self.qp.modify(QpState.RTS, path)
+        self.connected = True
+
+    # ---- posting -------------------------------------------------------------------------------
+
+    def post_recvs(self) -> None:
+        """As many receives as fit and are still to come."""
+        if self.recv_bad or self.failed:
+            return
+        batch: list[Wr] = []
+        while self.recv_posted < len(self.recvs) and self.recv_posted - self.next_recv < self.side.recv_depth:
+            sges = [Sge(self.engine.base + at, n, self.local.lkey) for at, n in self.recvs[self.recv_posted]]
+            batch.append(Wr(self.wr_base | RECV_BIT | self.recv_posted, sges))
+            self.recv_posted += 1
+            if len(batch) == 16:
+                self.qp.post_recv(*batch)
+                batch = []
+        if batch:
+            self.qp.post_recv(*batch)
+
+    def post_sends(self) -> None:
+        """Whatever is due and fits into the send queue."""
+        if not self.connected or self.side.only_rtr or self.failed or self.recv_bad:
+            return
+        while batch := list(self._due()):
+            try:
+                self.qp.post_send(*batch)
+            except VerbsError as e:
+                raise InvariantError("post", f"{self.name}: ibv_post_send refused a valid request: {e}") from e
+            for i in range(self.posted - len(batch), self.posted):
+                op = self.ops[i]
+                if op.inline and op.kind is not Kind.READ:
+                    # Inline data is the engine's from the call's return on.
+                    self._put_pieces(self.src[i], bytes(op.size))
+
+    def _due(self) -> Iterator[Wr]:
+        now = self.now()
+        for _ in range(self.side.chain):
+            i = self.posted
+            if i == len(self.ops) or self.ops[i].at > now or i - self.done >= self.side.depth:
+                return
+            self.posted += 1
+            yield self._wr(i)
+
+    def signaled(self, i: int) -> bool:
+        """Whether op i asks for a completion: also when the queue would fill up without any."""
+        last = i + 1 == len(self.ops) or self.ops[i + 1].at > self.ops[i].at
+        return self.side.sig_all or self.ops[i].signaled or last or i % self.side.depth == self.side.depth - 1
+
+    def _wr(self, i: int) -> Wr:
+        op = self.ops[i]
+        flags = SendFlag(0)
+        if self.signaled(i) and not self.side.sig_all:
+            flags |= SendFlag.SIGNALED
+        if op.solicited:
+            flags |= SendFlag.SOLICITED
+        if op.inline and op.kind is not Kind.READ:
+            flags |= SendFlag.INLINE
+        if op.fence:
+            flags |= SendFlag.FENCE
+        lkey = self.local.lkey ^ (0x5A5A00 if op.fatal is Fatal.BAD_LKEY else 0)
+        sges = [Sge(self.engine.base + at, n, lkey) for at, n in self.src[i]]
+        remote = rkey = 0
+        if not op.kind.sends:
+            p = self.peer
+            region = self.regions[self.target(i)]
+            remote = p.open.iova + region.offset - p.exposed
+            rkey = p.open.rkey
+            if op.fatal is Fatal.BAD_RKEY:
+                rkey ^= 0x1234
+            elif op.fatal is Fatal.OUT_OF_BOUNDS:
+                remote = p.open.iova + max(1, p.exposed_end - p.exposed) - op.size + 1
+            elif op.fatal is Fatal.NO_ACCESS:
+                remote, rkey = p.closed.iova + region.offset - p.exposed, p.closed.rkey
+        return Wr(
+            self.wr_base | i, sges, _WR_OPCODE[op.kind], flags, imm_of(self.stream, i), remote, rkey
+        )
+
+    def target(self, i: int) -> int:
+        return i if self.ops[i].target < 0 else self.ops[i].target
+
+    # ---- the model -----------------------------------------------------------------------------
+
+    def run_model(self) -> None:
+        """What the operations before the first mistake do, in their order, to the peer's memory."""
+        for i, op in enumerate(self.ops[: self.fatal_at]):
+            if op.kind is Kind.READ:
+                self.expect_read[i] = bytes(self.regions[self.target(i)].state[: op.size])
+            elif not op.kind.sends:
+                self.regions[self.target(i)].state[: op.size] = content(self.stream, i, op.size)
+
+    # ---- completions -----------------------------------------------------------------------------
+
+    def on_wc(self, wc: Wc) -> None:
+        """Hold a completion against the model. Raises InvariantError."""
+        if wc.qp_num != self.qp.num:
+            raise InvariantError("wc", f"{self.name}: completion {wc} names QP {wc.qp_num:#x}, not {self.qp.num:#x}")
+        index = wc.wr_id & (RECV_BIT - 1)
+        if wc.wr_id & RECV_BIT:
+            self._on_recv(wc, index)
+        else:
+            self._on_send(wc, index)
+
+    def _on_send(self, wc: Wc, i: int) -> None:
+        status = WcStatus(wc.status)
+        if not self.next_send <= i < self.posted:
+            raise InvariantError("order", f"{self.name}: completion of op {i}, expected {self.next_send}..{self.posted - 1}")
+        for k in range(self.next_send, i):
+            if self.signaled(k) or self.failed:
+                raise InvariantError("order", f"{self.name}: completion of op {i} before that of op {k}")
+        if self.failed:
+            if status is not WcStatus.WR_FLUSH_ERR:
+                raise InvariantError("flush", f"{self.name}: op {i} after the error has {status.name}")
+        elif status is not WcStatus.SUCCESS:
+            self.failed = status
+            self.failed_at = i
+            self._check_failure(i, status)
+            for k in range(self.next_send, i):
+                self._check_read(k)
+        else:
+            if i >= self.fatal_at:
+                raise InvariantError("error", f"{self.name}: op {i} ({self.ops[self.fatal_at].fatal.name}) succeeded")
+            if not self.signaled(i):
+                raise InvariantError("unsignaled", f"{self.name}: op {i} was not signalled, but completed")
+            if wc.opcode != _WC_OPCODE[self.ops[i].kind]:
+                raise InvariantError("wc", f"{self.name}: op {i} {self.ops[i].kind.name} completed as opcode {wc.opcode}")
+            for k in range(self.next_send, i + 1):
+                self._check_read(k)
+        self.next_send = i + 1
+        self.done = i + 1
+        if not self.failed:
+            self.post_sends()
+
+    def _check_failure(self, i: int, status: WcStatus) -> None:
+        op, peer = self.ops[i], self.peer
+        if i == self.fatal_at:
+            if status is _FATAL_SEND[op.fatal] or (self._peer_mistake() and status in _BYSTANDER):
+                return
+            raise InvariantError("error", f"{self.name}: op {i} ({op.fatal.name}) failed with {status.name}")
+        if peer.fatal_at < len(peer.ops) and status in _BYSTANDER:
+            return
+        raise InvariantError("error", f"{self.name}: op {i} {op.kind.name} failed with {status.name} without reason")
+
+    def _peer_mistake(self) -> bool:
+        return self.peer.fatal_at < len(self.peer.ops)
+
+    def _check_read(self, i: int) -> None:
+        if i in self.expect_read:
+            want = self.expect_read[i]
+            if self._get_pieces(self.src[i], len(want)) != want:
+                raise InvariantError("data", f"{self.name}: READ op {i} completed with wrong data")
+            self._model_pieces(self.src[i], want)
+
+    def _on_recv(self, wc: Wc, k: int) -> None:
+        status = WcStatus(wc.status)
+        if k != self.next_recv or k >= self.recv_posted:
+            raise InvariantError("order", f"{self.name}: receive {k} completed, expected {self.next_recv}")
+        self.next_recv = k + 1
+        i, op = self.incoming[k]
+        if status is not WcStatus.SUCCESS:
+            self._on_bad_recv(k, i, op, status)
+            return
+        if self.recv_bad:
+            raise InvariantError("flush", f"{self.name}: receive {k} succeeded after a failed one")
+        self.recv_ok += 1
+        if i >= self.peer.fatal_at:
+            raise InvariantError("error", f"{self.name}: received op {i}, which must fail ({op.fatal.name})")
+        if i >= self.peer.posted:
+            raise InvariantError("order", f"{self.name}: received op {i} before it was posted")
+        want_op = WcOpcode.RECV if op.kind.sends else WcOpcode.RECV_RDMA_WITH_IMM
+        has_imm = op.kind is not Kind.SEND
+        if wc.opcode != want_op or wc.byte_len != op.size or bool(wc.flags & WcFlag.WITH_IMM) != has_imm:
+            raise InvariantError("wc", f"{self.name}: receive {k} of {op} completed as {wc}")
+        if has_imm and wc.imm != imm_of(self.peer.stream, i):
+            raise InvariantError("data", f"{self.name}: receive {k} has the wrong immediate {wc.imm:#x}")
+        if op.kind.sends:
+            data = content(self.peer.stream, i, op.size)
+            if self._get_pieces(self.recvs[k], op.size) != data:
+                raise InvariantError("data", f"{self.name}: receive {k} (op {i}) has the wrong bytes")
+            self._model_pieces(self.recvs[k], data)
+        self._check_visible(i)
+        if self.recv_posted < len(self.recvs):
+            self.later(self.side.recv_delay, self.post_recvs)
+
+    def _check_visible(self, before: int) -> None:
+        """A message is the sign that all WRITEs posted before it are in memory."""
+        peer = self.peer
+        if before and peer.ops[before - 1].kind is Kind.WRITE and peer.ops[before - 1].target < 0:
+            i = before - 1
+            if not any(op.target == i for op in peer.ops):
+                r = peer.regions[i]
+                if bytes(self.engine.memory[r.offset : r.offset + r.size]) != content(peer.stream, i, r.size):
+                    raise InvariantError("data", f"{self.name}: op {before} arrived before the WRITE ahead of it")
+
+    def _on_bad_recv(self, k: int, i: int, op: Op, status: WcStatus) -> None:
+        first, self.recv_bad = not self.recv_bad, True
+        if op.fatal is Fatal.SHORT_RECV and i == self.peer.fatal_at and status is WcStatus.LOC_LEN_ERR and first:
+            return
+        if status is not WcStatus.WR_FLUSH_ERR or not self.mistaken():
+            raise InvariantError("error", f"{self.name}: receive {k} failed with {status.name}")
+
+    # ---- the end -------------------------------------------------------------------------------
+
+    def mistaken(self) -> bool:
+        """Whether its connection must end in an error, by either side's mistake."""
+        return self._peer_mistake() or self.fatal_at < len(self.ops)
+
+    def finished(self) -> bool:
+        """Whether this end waits for nothing more."""
+        if self.failed or self.recv_bad or (self.mistaken() and self.qp.state() is QpState.ERR):
+            return self.next_send == self.posted and self.next_recv == self.recv_posted
+        sends = 0 if self.side.only_rtr else len(self.ops)
+        if self.done < sends or self.fatal_at < len(self.ops):
+            return False
+        if self._peer_mistake():
+            # A mistake that only the peer can see need not show here.
+            arriving = sum(1 for i, _ in self.incoming if i < self.peer.fatal_at)
+            return self.peer.ops[self.peer.fatal_at].fatal is Fatal.BAD_LKEY and self.next_recv == arriving
+        return self.next_recv == len(self.recvs)
+
+    def describe(self) -> str:
+        """Progress in one line, for messages."""
+        return (
+            f"{self.name}: {self.qp.state().name}, sends {self.done}/{self.posted}/{len(self.ops)} (done/posted/all), "
+            f"receives {self.next_recv}/{self.recv_posted}/{len(self.recvs)}"
+            + (f", failed {self.failed.name}" if self.failed else "")
+        )
+
+    def packets(self) -> int:
+        """PSNs that its operations take."""
+        return sum(max(1, -(-op.size // self.conn.mtu)) for op in self.ops)
+
+    def finish_model(self) -> None:
+        """Put what its operations did to the peer's memory into the peer's model; mask what is open."""
+        peer = self.peer
+        good = self.done_ok()
+        for i, r in self.regions.items():
+            peer.arena.model[r.offset : r.offset + r.size] = r.state
+        for i in range(good, len(self.ops)):
+            if not self.ops[i].kind.sends:
+                r = self.regions[self.target(i)]
+                peer.arena.masked.append((r.offset, r.size))
+            if self.ops[i].kind is Kind.READ:
+                self.arena.masked += self.src[i]
+        for where in self.recvs[self.recv_ok :]:
+            self.arena.masked += where
+
+    def done_ok(self) -> int:
+        return self.failed_at if self.failed else self.done
+
+
+_BYSTANDER = (WcStatus.WR_FLUSH_ERR, WcStatus.RETRY_EXC_ERR)
