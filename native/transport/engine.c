@@ -117,7 +117,8 @@ static struct mg_qp *take(struct mg_list *list)
 	return qp;
 }
 
-static enum mg_tx_result qp_tx(struct mg_qp *qp, mg_time now, unsigned flags, struct mg_pkt *p)
+/* `more`: packets of this QP are on their way already, so requests have nothing to wait for. */
+static enum mg_tx_result qp_tx(struct mg_qp *qp, mg_time now, unsigned flags, bool more, struct mg_pkt *p)
 {
 	enum mg_tx_result resp, req;
 
@@ -126,7 +127,7 @@ static enum mg_tx_result qp_tx(struct mg_qp *qp, mg_time now, unsigned flags, st
 	resp = mg_resp_tx(qp, flags, p);
 	if (resp == MG_TX_PACKET)
 		return resp;
-	req = mg_req_tx(qp, now, flags, p);
+	req = mg_req_tx(qp, now, more ? flags & ~MG_TX_LAZY : flags, p);
 	return req > resp ? req : resp;
 }
 
@@ -143,10 +144,16 @@ size_t mg_tx(struct mg_engine *e, mg_time now, unsigned flags, struct mg_pkt *ou
 		size_t before = n;
 
 		for (int turn = 0; turn < TURN && n < max; turn++) {
-			res = qp_tx(qp, now, flags, &out[n]);
+			res = qp_tx(qp, now, flags, n != before, &out[n]);
 			if (res != MG_TX_PACKET)
 				break;
 			n++;
+		}
+		/* An acknowledgement rides along with data: a train of its own would cost as much again. */
+		if (res == MG_TX_HELD && n != before && n < max &&
+		    mg_resp_tx(qp, flags & ~MG_TX_LAZY, &out[n]) == MG_TX_PACKET && ++n < max) {
+			res = qp_tx(qp, now, flags, true, &out[n]);
+			n += res == MG_TX_PACKET;
 		}
 		if (n != before)
 			mg_qp_deadline(qp);
