@@ -196,6 +196,25 @@ static int open_welcomed(struct mg_device *dev, struct mg_config *cfg, const str
 	return 0;
 }
 
+/* MIGROCE_STATS=1: the counters that are not zero, when the device is closed or the program exits. */
+static void say_counters(struct mg_device *dev)
+{
+	const char *env = getenv("MIGROCE_STATS");
+	char line[480];
+	size_t at = 0;
+
+	if (!env || !*env || *env == '0')
+		return;
+	line[0] = '\0';
+	for (int i = 0; i < MG_CNT_MAX && at < sizeof(line); i++) {
+		unsigned long long n = mg_counter_get(dev->engine, i);
+
+		if (n)
+			at += (size_t)snprintf(line + at, sizeof(line) - at, " %s=%llu", mg_counter_name[i], n);
+	}
+	mg_say("counters%s", line);
+}
+
 static void close_device(struct mg_device *dev)
 {
 	mg_control_free(dev->control);
@@ -299,6 +318,7 @@ void mg_device_put(struct mg_device *dev)
 	mg_net_flush(dev, 0);
 	mg_device_unlock(dev);
 	mg_progress_stop(dev);
+	say_counters(dev);
 	close_device(dev);
 }
 
@@ -327,5 +347,6 @@ __attribute__((destructor)) static void at_exit(void)
 	if (!dev || pthread_mutex_trylock(&dev->lock))
 		return;
 	mg_net_flush(dev, 0);
+	say_counters(dev);
 	pthread_mutex_unlock(&dev->lock);
 }

@@ -99,19 +99,22 @@ static mg_time settle(struct mg_device *dev, mg_time now)
 	return until;
 }
 
-/* In place of the application: returns when to come back; *got: something was received. */
-static mg_time serve(struct mg_device *dev, bool *got)
+/*
+ * In place of the application: returns when to come back; *got: something was received, *away: the
+ * application is in the library itself, so the sockets are none of our business.
+ */
+static mg_time serve(struct mg_device *dev, bool *got, bool *away)
 {
 	mg_time until = 0;
 
-	*got = false;
+	*got = *away = false;
 	for (unsigned i = 0; i < MG_SERVE_ROUNDS && !until; i++) {
 		mg_time now = mg_now();
 
-		if (i && polling(dev, now))
-			return now;
-		if (pthread_mutex_trylock(&dev->lock))
+		if ((i && polling(dev, now)) || pthread_mutex_trylock(&dev->lock)) {
+			*away = true;
 			return now + MG_BUSY_RETRY_NS;
+		}
 		if (!mg_net_open(dev->net)) {
 			/* Stopped: there is nothing to serve until the agent brings sockets. */
 			pthread_mutex_unlock(&dev->lock);
@@ -183,20 +186,20 @@ static void *run(void *arg)
 	while (!atomic_load_explicit(&dev->quit, memory_order_relaxed)) {
 		mg_time now = mg_now(), until, control;
 		struct sleeper s;
-		bool got = false, awake;
+		bool got = false, away;
 
 		control = mg_control_run(dev, now, agent);
-		awake = polling(dev, now);
-		if (awake) {
+		away = polling(dev, now);
+		if (away) {
 			until = now + nap;
 			nap = nap * 2 < MG_NAP_MAX_NS ? nap * 2 : MG_NAP_MAX_NS;
 		} else {
-			until = serve(dev, &got);
+			until = serve(dev, &got, &away);
 			/* Packets waited while we napped: the application stops polling now and then. */
 			if (got)
 				nap = MG_NAP_MIN_NS;
 		}
-		sleep_on(dev, &s, !awake);
+		sleep_on(dev, &s, !away);
 		agent = sleep_until(dev, &s, until < control ? until : control);
 	}
 	return NULL;
