@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a stopped container answers on the wire, from its dumps alone. Sans-I/O, no clock.
+
+docs/protocol.md says why. In short, to a request from a QP's peer:
+
+- with the capability bit: NAK stopped for its PSN, on which the peer pauses and probes;
+- without it, PSN expected or beyond: RNR NAK for the expected PSN, so that the peer waits and sends again;
+- without it, duplicate SEND or WRITE: the acknowledgement again; duplicate atomic: its recorded result;
+  duplicate READ: nothing (the data is frozen), the peer repeats it;
+- responses, TOKEN and RESUME: nothing, their senders repeat them.
+
+After the container moved to another address, any packet with the capability bit is answered by a RESUME
+that names the new address. Packets that are damaged, or not from the QP's peer, are never answered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from migroce.dump import Dump, QpRecord
+from migroce.wire import (
+    BTH4_CAPABLE,
+    BTH_LEN,
+    ICRC_LEN,
+    OPINFO,
+    P_ATOMIC,
+    P_LAST,
+    P_ONLY,
+    P_REQUEST,
+    P_SEND,
+    P_WRITE,
+    PSN_MASK,
+    ROCE_PORT,
+    SVC_MASK,
+    SVC_RC,
+    Aeth,
+    Flow,
+    Meh,
+    Op,
+    Packet,
+    Syndrome,
+    build,
+    check_icrc,
+    rnr_timer_code,
+)
+
+RNR_TIMERS_NS = (160_000_000, 320_000_000, 655_360_000)
+"""How long a peer without the extension is asked to wait: the first, second, each further time.
+
+A short blackout is then not made much longer by the waiting, and a peer that gives up after six RNR
+NAKs holds out for three seconds.
+"""
+
+_RNR_CODES = tuple(rnr_timer_code(ns) for ns in RNR_TIMERS_NS)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A UDP payload to send (ICRC included) from and to port `ROCE_PORT` of these GIDs."""
+
+    data: bytes
+    src_gid: bytes
+    dst_gid: bytes
+    src_port: int = ROCE_PORT
+    dst_port: int = ROCE_PORT
+
+
+@dataclass(slots=True, eq=False)
+class _Qp:
+    """What is remembered of a stopped QP."""
+
+    record: QpRecord
+    atomics: dict[int, int]
+    """PSN of an atomic that was executed -> its result."""
+    rnr_sent: int = 0
+
+
+class StandIn:
+    """Answers for the QPs of some dumps. `counts`: packets seen, by what was done about them."""
+
+    def __init__(self, dumps: Iterable[Dump]) -> None:
+        self._qps: dict[int, _Qp] = {}
+        self._moved_to: bytes | None = None
+        self.counts: Counter[str] = Counter()
+        for dump in dumps:
+            atomics: dict[int, dict[int, int]] = {}
+            for res in dump.resources:
+                if res.opcode in (Op.CMP_SWAP, Op.FETCH_ADD):
+                    atomics.setdefault(res.qpn, {})[res.first_psn] = res.atomic_orig
+            for qp in dump.qps:
+                if qp.connected and qp.type == 2:
+                    self._qps[qp.qpn] = _Qp(qp, atomics.get(qp.qpn, {}))
+
+    def __len__(self) -> int:
+        return len(self._qps)
+
+    def moved(self, gid: bytes) -> None:
+        """From now on point peers to the container's new address."""
+        self._moved_to = gid
+
+    def respond(self, packet: bytes, src_gid: bytes, src_port: int, dst_gid: bytes) -> list[Reply]:
+        """The answers to a received UDP payload; mostly none or one. Raises nothing."""
+        reply, why = self._answer(packet, src_gid, src_port, dst_gid)
+        self.counts[why] += 1
+        return [] if reply is None else [reply]
+
+    def _answer(
+        self, packet: bytes, src_gid: bytes, src_port: int, dst_gid: bytes
+    ) -> tuple[Reply | None, str]:
+        if len(packet) < BTH_LEN + ICRC_LEN:
+            return None, "malformed"
+        qp = self._qps.get(int.from_bytes(packet[5:8], "big"))
+        if qp is None:
+            return None, "no_qp"
+        record = qp.record
+        if src_gid != record.peer_gid or dst_gid != record.local_gid:
+            return None, "bad_source"
+        opcode = packet[0]
+        info = OPINFO.get(opcode)
+        # Header version 0, and no partition but the default one in either membership.
+        if info is None or packet[1] & 0x0F or packet[2] & 0x7F != 0x7F or packet[3] != 0xFF:
+            return None, "malformed"
+        if len(packet) < info.hdr_len + ICRC_LEN:
+            return None, "malformed"
+        if not intact(packet, src_gid, src_port, dst_gid):
+            return None, "bad_icrc"
+        capable = bool(packet[4] & BTH4_CAPABLE)
+        psn = int.from_bytes(packet[9:12], "big")
+        if self._moved_to is not None:
+            return (self._resume(record, self._moved_to), "resume") if capable else (None, "ignored")
+        if opcode & SVC_MASK != SVC_RC or not info.mask & P_REQUEST:
+            return None, "ignored"
+        if capable:
+            return self._ack(record, psn, Syndrome.NAK_STOPPED), "nak_stopped"
+        if (psn - record.epsn) & PSN_MASK < 0x800000:
+            return self._not_ready(qp, psn)
+        return self._duplicate(qp, psn, info.mask, ackreq=bool(packet[8] & 0x80))
+
+    def _not_ready(self, qp: _Qp, psn: int) -> tuple[Reply | None, str]:
+        """A new request: RNR NAK, once per round, for each one costs the peer a retry."""
+        record = qp.record
+        if psn != record.epsn and qp.rnr_sent:
+            return None, "ignored"
+        code = _RNR_CODES[min(qp.rnr_sent, len(_RNR_CODES) - 1)]
+        qp.rnr_sent += 1
+        return self._ack(record, record.epsn, Syndrome.RNR_NAK + code), "rnr_nak"
+
+    def _duplicate(self, qp: _Qp, psn: int, mask: int, *, ackreq: bool) -> tuple[Reply | None, str]:
+        record = qp.record
+        if mask & (P_SEND | P_WRITE):
+            if ackreq or mask & (P_LAST | P_ONLY):
+                return self._ack(record, (record.epsn - 1) & PSN_MASK, Syndrome.ACK), "ack"
+        elif mask & P_ATOMIC and psn in qp.atomics:
+            return self._ack(record, psn, Syndrome.ACK, orig=qp.atomics[psn]), "atomic_ack"
+        return None, "ignored"
+
+    def _ack(self, record: QpRecord, psn: int, syndrome: int, orig: int | None = None) -> Reply:
+        opcode = Op.ACK if orig is None else Op.ATOMIC_ACK
+        return _reply(record, Packet(opcode, record.peer_qpn, psn, capable=True,
+                                     aeth=Aeth(syndrome, record.msn), atomic_orig=orig))
+
+    def _resume(self, record: QpRecord, gid: bytes) -> Reply:
+        meh = Meh(record.qpn, (record.epoch + 1) & 0xFFFFFFFF, record.epsn, record.token, gid)
+        return _reply(record, Packet(Op.RESUME, record.peer_qpn, 0, capable=True, meh=meh))
+
+
+def intact(packet: bytes, src_gid: bytes, src_port: int, dst_gid: bytes) -> bool:
+    """Whether the ICRC is right with some IP id, DF set (as everybody does) or not."""
+    for df in (True, False):
+        if check_icrc(Flow(src_gid, dst_gid, src_port, df=df), packet) is not None:
+            return True
+    return False
+
+
+def _reply(record: QpRecord, packet: Packet) -> Reply:
+    flow = Flow(record.local_gid, record.peer_gid, ROCE_PORT)
+    return Reply(build(packet, flow), record.local_gid, record.peer_gid)
