@@ -88,7 +88,7 @@ static void map_v4(union ibv_gid *gid, const void *v4)
 
 static bool multicast(const union ibv_gid *gid)
 {
-	static const uint8_t mapped[12] = { [10] = 0xff, [11] = 0xff };
+	static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
 
 	return gid->raw[0] == 0xff || (!memcmp(gid->raw, mapped, 12) && (gid->raw[12] & 0xf0) == 0xe0);
 }

@@ -94,9 +94,8 @@ MGV_EXPORT struct ibv_context *ibv_open_device(struct ibv_device *device)
 	return open_ours();
 }
 
-#define for_each_safe(pos, head)                                                             \
-	for (struct mgv_list *pos = (head)->next, *pos##_n = pos->next; pos != (head);       \
-	     pos = pos##_n, pos##_n = pos->next)
+/* The first of a list whose elements its loop takes away, or NULL. */
+#define first(list, type) (mgv_list_empty(list) ? NULL : mgv_container((list)->next, type, link))
 
 /*
  * What the application left behind goes with the context, as the kernel does it when the device
@@ -105,46 +104,42 @@ MGV_EXPORT struct ibv_context *ibv_open_device(struct ibv_device *device)
 static void release_all(struct mgv_context *ctx)
 {
 	struct mg_device *dev = ctx->dev;
+	struct mgv_channel *ch;
+	struct mgv_qp *qp;
+	struct mgv_cq *cq;
+	struct mgv_mr *mr;
+	struct mgv_ah *ah;
+	struct mgv_pd *pd;
 
 	mg_device_lock(dev);
 	mgv_list_del(&ctx->link);
-	for_each_safe(l, &ctx->qps) {
-		struct mgv_qp *qp = mgv_container(l, struct mgv_qp, link);
-
+	while ((qp = first(&ctx->qps, struct mgv_qp))) {
 		mg_qp_destroy(qp->mg);
 		mgv_list_del(&qp->link);
 		mgv_qp_free(qp);
 	}
-	for_each_safe(l, &ctx->cqs) {
-		struct mgv_cq *cq = mgv_container(l, struct mgv_cq, link);
-
+	while ((cq = first(&ctx->cqs, struct mgv_cq))) {
 		mgv_channel_withdraw(cq);
 		mg_cq_destroy(cq->mg);
 		mgv_list_del(&cq->link);
 		mgv_cq_free(cq);
 	}
-	for_each_safe(l, &ctx->mrs) {
-		struct mgv_mr *mr = mgv_container(l, struct mgv_mr, link);
-
+	while ((mr = first(&ctx->mrs, struct mgv_mr))) {
 		mg_mr_destroy(mr->mg);
 		mgv_list_del(&mr->link);
 		free(mr);
 	}
-	for_each_safe(l, &ctx->ahs) {
-		mgv_list_del(l);
-		free(mgv_container(l, struct mgv_ah, link));
+	while ((ah = first(&ctx->ahs, struct mgv_ah))) {
+		mgv_list_del(&ah->link);
+		free(ah);
 	}
-	for_each_safe(l, &ctx->pds) {
-		struct mgv_pd *pd = mgv_container(l, struct mgv_pd, link);
-
+	while ((pd = first(&ctx->pds, struct mgv_pd))) {
 		if (!pd->parent)
 			mg_pd_destroy(pd->mg);
 		mgv_list_del(&pd->link);
 		free(pd);
 	}
-	for_each_safe(l, &ctx->channels) {
-		struct mgv_channel *ch = mgv_container(l, struct mgv_channel, link);
-
+	while ((ch = first(&ctx->channels, struct mgv_channel))) {
 		mgv_list_del(&ch->link);
 		mgv_sem_close(&ch->sem);
 		free(ch);

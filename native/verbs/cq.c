@@ -84,7 +84,8 @@ struct ibv_cq_ex *mgv_create_cq_ex(struct ibv_context *c, struct ibv_cq_init_att
 	}
 	/* The PD must be a parent domain (ibv_create_cq_ex(3)). */
 	if ((attr->comp_mask & IBV_CQ_INIT_ATTR_MASK_PD) &&
-	    (!attr->parent_domain || attr->parent_domain->context != c || !mgv_pd(attr->parent_domain)->parent)) {
+	    (!attr->parent_domain || attr->parent_domain->context != c ||
+	     !mgv_pd(attr->parent_domain)->parent)) {
 		errno = EINVAL;
 		return NULL;
 	}

@@ -7,9 +7,9 @@
 #include <stdlib.h>
 
 struct mgv_device mgv_device = {
-	.ib = { .node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB },
+	.ib = {.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB},
 	.lock = PTHREAD_MUTEX_INITIALIZER,
-	.contexts = { &mgv_device.contexts, &mgv_device.contexts },
+	.contexts = {&mgv_device.contexts, &mgv_device.contexts},
 };
 
 /* A list we gave out. Applications hold &devs[0]; ibv_free_device_list goes back from there. */
@@ -22,7 +22,7 @@ struct device_list {
 
 __be64 mgv_guid(const uint8_t mac[6])
 {
-	uint8_t g[8] = { mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5] };
+	uint8_t g[8] = {mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]};
 	__be64 guid;
 
 	memcpy(&guid, g, sizeof(guid));

@@ -45,11 +45,11 @@ static uint64_t sem_take_back(struct mgv_sem *s, uint64_t n)
 
 	while (taken < n) {
 		uint64_t v;
-		struct iovec iov = { &v, sizeof(v) };
+		struct iovec iov = {&v, sizeof(v)};
 		ssize_t got = preadv2(s->fd, &iov, 1, -1, RWF_NOWAIT);
 
 		if (got < 0 && errno != EAGAIN && errno != EINTR) { /* a kernel without RWF_NOWAIT here */
-			struct pollfd p = { .fd = s->fd, .events = POLLIN };
+			struct pollfd p = {.fd = s->fd, .events = POLLIN};
 
 			got = poll(&p, 1, 0) == 1 ? read(s->fd, &v, sizeof(v)) : -1;
 		}
@@ -226,10 +226,8 @@ static bool is_qp_event(enum ibv_event_type t)
 	case IBV_EVENT_SQ_DRAINED:
 	case IBV_EVENT_PATH_MIG:
 	case IBV_EVENT_PATH_MIG_ERR:
-	case IBV_EVENT_QP_LAST_WQE_REACHED:
-		return true;
-	default:
-		return false;
+	case IBV_EVENT_QP_LAST_WQE_REACHED: return true;
+	default: return false;
 	}
 }
 
@@ -247,7 +245,7 @@ static void async_queue(struct mgv_context *ctx, const struct ibv_async_event *e
 
 static void on_async_event(enum ibv_event_type type, void *object)
 {
-	struct ibv_async_event ev = { .event_type = type };
+	struct ibv_async_event ev = {.event_type = type};
 
 	if (is_cq_event(type) && object) {
 		struct mgv_cq *cq = mg_cq_owner(object);
@@ -266,7 +264,7 @@ static void on_async_event(enum ibv_event_type type, void *object)
 	}
 }
 
-const struct mg_device_hooks mgv_hooks = { .cq_event = on_cq_event, .async_event = on_async_event };
+const struct mg_device_hooks mgv_hooks = {.cq_event = on_cq_event, .async_event = on_async_event};
 
 void mgv_async_withdraw(struct mgv_context *ctx, const void *object)
 {

@@ -50,42 +50,69 @@ MGV_EXPORT int ibv_query_qp_data_in_order(struct ibv_qp *qp, enum ibv_wr_opcode 
 
 /* ---- newer than the oldest header we build with: declared here, named by asm labels ------------------ */
 
-struct ibv_dmah;
-
-#define LATER_PTR(ret, local, name, args, call, context)                          \
-	MGV_EXPORT ret local args __asm__(name);                                  \
-	ret local args                                                            \
-	{                                                                         \
-		__typeof__(&local) real;                                          \
-                                                                                  \
-		errno = EOPNOTSUPP;                                               \
-		if (mgv_is_ours(context))                                         \
-			return NULL;                                              \
-		real = MGV_REAL_AS(__typeof__(&local), name);                     \
-		return real ? real call : NULL;                                   \
-	}
-#define LATER_INT(local, name, args, call, context)                               \
-	MGV_EXPORT int local args __asm__(name);                                  \
-	int local args                                                            \
-	{                                                                         \
-		__typeof__(&local) real;                                          \
-                                                                                  \
-		if (mgv_is_ours(context))                                         \
-			return EOPNOTSUPP;                                        \
-		real = MGV_REAL_AS(__typeof__(&local), name);                     \
-		return real ? real call : EOPNOTSUPP;                             \
-	}
+#define NEWER_PTR(fn, name, ...)                             \
+	({                                                   \
+		__typeof__(&fn) mgv_fn;                      \
+                                                             \
+		errno = EOPNOTSUPP;                          \
+		mgv_fn = MGV_REAL_AS(__typeof__(&fn), name); \
+		mgv_fn ? mgv_fn(__VA_ARGS__) : NULL;         \
+	})
+#define NEWER_INT(fn, name, ...)                             \
+	({                                                   \
+		__typeof__(&fn) mgv_fn;                      \
+                                                             \
+		mgv_fn = MGV_REAL_AS(__typeof__(&fn), name); \
+		mgv_fn ? mgv_fn(__VA_ARGS__) : EOPNOTSUPP;   \
+	})
 
 /* rdma-core 58 */
-LATER_PTR(void *, mgv_alloc_dmah, "ibv_alloc_dmah", (struct ibv_context *c, void *attr), (c, attr), c)
-/* rdma-core 64 and 65 */
-LATER_PTR(void *, mgv_alloc_buf, "ibv_alloc_buf", (struct ibv_pd *pd, size_t size, void *buf), (pd, size, buf),
-	  pd->context)
-LATER_PTR(void *, mgv_reg_buf_mr, "ibv_reg_buf_mr",
-	  (struct ibv_pd *pd, void *buf, void *addr, size_t length, int access), (pd, buf, addr, length, access),
-	  pd->context)
-LATER_INT(mgv_comp_cntr_caps, "_ibv_query_comp_cntr_caps", (struct ibv_context *c, void *caps, size_t size),
-	  (c, caps, size), c)
-LATER_PTR(void *, mgv_create_comp_cntr, "ibv_create_comp_cntr", (struct ibv_context *c, void *attr), (c, attr), c)
-LATER_INT(mgv_qp_attach_comp_cntr, "ibv_qp_attach_comp_cntr", (struct ibv_qp *qp, void *cntr, void *attr),
-	  (qp, cntr, attr), qp->context)
+MGV_EXPORT void *mgv_alloc_dmah(struct ibv_context *c, void *attr) __asm__("ibv_alloc_dmah");
+void *mgv_alloc_dmah(struct ibv_context *c, void *attr)
+{
+	errno = EOPNOTSUPP;
+	return mgv_is_ours(c) ? NULL : NEWER_PTR(mgv_alloc_dmah, "ibv_alloc_dmah", c, attr);
+}
+
+/* rdma-core 64 */
+MGV_EXPORT void *mgv_alloc_buf(struct ibv_pd *pd, size_t size, void *buf) __asm__("ibv_alloc_buf");
+void *mgv_alloc_buf(struct ibv_pd *pd, size_t size, void *buf)
+{
+	errno = EOPNOTSUPP;
+	return mgv_is_ours(pd->context) ? NULL : NEWER_PTR(mgv_alloc_buf, "ibv_alloc_buf", pd, size, buf);
+}
+
+MGV_EXPORT void *mgv_reg_buf_mr(struct ibv_pd *pd, void *buf, void *addr, size_t length,
+				int access) __asm__("ibv_reg_buf_mr");
+void *mgv_reg_buf_mr(struct ibv_pd *pd, void *buf, void *addr, size_t length, int access)
+{
+	errno = EOPNOTSUPP;
+	return mgv_is_ours(pd->context)
+		       ? NULL
+		       : NEWER_PTR(mgv_reg_buf_mr, "ibv_reg_buf_mr", pd, buf, addr, length, access);
+}
+
+/* rdma-core 65 */
+MGV_EXPORT int mgv_comp_cntr_caps(struct ibv_context *c, void *caps,
+				  size_t size) __asm__("_ibv_query_comp_cntr_caps");
+int mgv_comp_cntr_caps(struct ibv_context *c, void *caps, size_t size)
+{
+	return mgv_is_ours(c) ? EOPNOTSUPP
+			      : NEWER_INT(mgv_comp_cntr_caps, "_ibv_query_comp_cntr_caps", c, caps, size);
+}
+
+MGV_EXPORT void *mgv_create_comp_cntr(struct ibv_context *c, void *attr) __asm__("ibv_create_comp_cntr");
+void *mgv_create_comp_cntr(struct ibv_context *c, void *attr)
+{
+	errno = EOPNOTSUPP;
+	return mgv_is_ours(c) ? NULL : NEWER_PTR(mgv_create_comp_cntr, "ibv_create_comp_cntr", c, attr);
+}
+
+MGV_EXPORT int mgv_qp_attach_comp_cntr(struct ibv_qp *qp, void *cntr,
+				       void *attr) __asm__("ibv_qp_attach_comp_cntr");
+int mgv_qp_attach_comp_cntr(struct ibv_qp *qp, void *cntr, void *attr)
+{
+	return mgv_is_ours(qp->context)
+		       ? EOPNOTSUPP
+		       : NEWER_INT(mgv_qp_attach_comp_cntr, "ibv_qp_attach_comp_cntr", qp, cntr, attr);
+}

@@ -26,7 +26,7 @@
 #undef ibv_get_device_list
 
 #define MGV_EXPORT __attribute__((visibility("default")))
-#define mgv_container(ptr, type, member) ((type *)(void *)((char *)(ptr) - offsetof(type, member)))
+#define mgv_container(ptr, type, member) ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
 
 /* ---- lists ------------------------------------------------------------------------------- */
 
@@ -157,12 +157,12 @@ struct mgv_cq {
 	struct ibv_cq_ex ib; /* starts like ibv_cq */
 	struct mg_cq *mg;
 	struct mg_device *dev;
-	unsigned busy;	  /* polls since the network was last looked at */
-	bool armed;	  /* an event is wanted: polling does not keep the progress thread away */
-	struct ibv_wc wc; /* what read_* tell about */
+	unsigned busy;		   /* polls since the network was last looked at */
+	bool armed;		   /* an event is wanted: polling does not keep the progress thread away */
+	struct ibv_wc wc;	   /* what read_* tell about */
 	pthread_mutex_t poll_lock; /* start_poll .. end_poll */
-	unsigned pending; /* events in the channel's queue */
-	struct mgv_list ready; /* in the channel's cqs */
+	unsigned pending;	   /* events in the channel's queue */
+	struct mgv_list ready;	   /* in the channel's cqs */
 	uint32_t comp_delivered, async_delivered;
 	struct mgv_list link;
 };
@@ -180,10 +180,10 @@ struct mgv_builder {
 	pthread_mutex_t lock; /* wr_start .. wr_complete / wr_abort */
 	struct ibv_send_wr *wr;
 	struct mgv_piece {
-		uint32_t sge, n_sge;	    /* in `sge` */
-		uint32_t bytes_off, bytes;  /* inline data, in `bytes` */
+		uint32_t sge, n_sge;	   /* in `sge` */
+		uint32_t bytes_off, bytes; /* inline data, in `bytes` */
 		bool is_inline, set;
-	} *piece;
+	} * piece;
 	struct ibv_sge *sge;
 	uint8_t *bytes;
 	uint32_t n_wr, cap_wr, n_sge, cap_sge, n_bytes, cap_bytes;
@@ -247,15 +247,15 @@ int mgv_post_recv(struct ibv_qp *q, struct ibv_recv_wr *wr, struct ibv_recv_wr *
 void mgv_qp_ex_init(struct mgv_qp *qp);
 void mgv_qp_ex_free(struct mgv_qp *qp);
 void mgv_qp_free(struct mgv_qp *qp);
-#define MGV_SEND_OPS                                                                             \
-	(IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM | IBV_QP_EX_WITH_SEND |  \
+#define MGV_SEND_OPS                                                                            \
+	(IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM | IBV_QP_EX_WITH_SEND | \
 	 IBV_QP_EX_WITH_SEND_WITH_IMM | IBV_QP_EX_WITH_RDMA_READ)
 
 /* events.c: called with dev->lock held, except where said */
 extern const struct mg_device_hooks mgv_hooks;
 int mgv_sem_open(struct mgv_sem *s);
 void mgv_sem_close(struct mgv_sem *s);
-void mgv_channel_withdraw(struct mgv_cq *cq);			  /* its unfetched completion events */
+void mgv_channel_withdraw(struct mgv_cq *cq);			      /* its unfetched completion events */
 void mgv_async_withdraw(struct mgv_context *ctx, const void *object); /* the same for async; NULL: all */
 /* Lock not held. Wait until `*completed` (under the object's mutex) has reached `delivered`. */
 void mgv_wait_acks(pthread_mutex_t *m, pthread_cond_t *c, const uint32_t *completed, uint32_t delivered);

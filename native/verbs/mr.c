@@ -6,8 +6,8 @@
 #include <stdlib.h>
 
 #define REMOTE_WRITERS (IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC)
-#define KNOWN                                                                                     \
-	(IBV_ACCESS_LOCAL_WRITE | REMOTE_WRITERS | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_MW_BIND |  \
+#define KNOWN                                                                                    \
+	(IBV_ACCESS_LOCAL_WRITE | REMOTE_WRITERS | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_MW_BIND | \
 	 IBV_ACCESS_ZERO_BASED | IBV_ACCESS_ON_DEMAND | IBV_ACCESS_HUGETLB | IBV_ACCESS_OPTIONAL_RANGE)
 
 /* What the kernel would check before a driver sees the registration. */
@@ -125,8 +125,8 @@ struct reg_mr_ex_attr {
 #define REG_MR_EX_IOVA (1ull << 0)
 #define REG_MR_EX_ADDR (1ull << 1)
 
-MGV_EXPORT struct ibv_mr *mgv_reg_mr_ex(struct ibv_pd *pd, struct reg_mr_ex_attr *attr)
-	__asm__("ibv_reg_mr_ex");
+MGV_EXPORT struct ibv_mr *mgv_reg_mr_ex(struct ibv_pd *pd,
+					struct reg_mr_ex_attr *attr) __asm__("ibv_reg_mr_ex");
 struct ibv_mr *mgv_reg_mr_ex(struct ibv_pd *pd, struct reg_mr_ex_attr *attr)
 {
 	if (!mgv_is_ours(pd->context)) {
@@ -171,7 +171,8 @@ MGV_EXPORT int ibv_rereg_mr(struct ibv_mr *ibmr, int flags, struct ibv_pd *ibpd,
 	pd = mgv_pd(ibmr->pd);
 	iova = (uintptr_t)addr;
 	err = EINVAL;
-	if (!flags || (flags & ~IBV_REREG_MR_FLAGS_SUPPORTED) || (access && !(flags & IBV_REREG_MR_CHANGE_ACCESS)))
+	if (!flags || (flags & ~IBV_REREG_MR_FLAGS_SUPPORTED) ||
+	    (access && !(flags & IBV_REREG_MR_CHANGE_ACCESS)))
 		goto err;
 	if (flags & IBV_REREG_MR_CHANGE_PD) {
 		if (!ibpd || ibpd->context != ibmr->context)

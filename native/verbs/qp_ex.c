@@ -70,7 +70,7 @@ static struct ibv_send_wr *add(struct mgv_qp *qp, enum ibv_wr_opcode opcode)
 		fail(b, ENOMEM);
 		return NULL;
 	}
-	b->piece[b->n_wr] = (struct mgv_piece){ .sge = b->n_sge };
+	b->piece[b->n_wr] = (struct mgv_piece){.sge = b->n_sge};
 	wr = &b->wr[b->n_wr++];
 	memset(wr, 0, sizeof(*wr));
 	wr->wr_id = qp->ex.wr_id;
@@ -124,7 +124,8 @@ static void wr_unsupported(struct ibv_qp_ex *q)
 {
 	fail(&of(q)->b, EOPNOTSUPP);
 }
-static void wr_atomic_cmp_swp(struct ibv_qp_ex *q, uint32_t rkey, uint64_t addr, uint64_t compare, uint64_t swap)
+static void wr_atomic_cmp_swp(struct ibv_qp_ex *q, uint32_t rkey, uint64_t addr, uint64_t compare,
+			      uint64_t swap)
 {
 	wr_unsupported(q);
 }
@@ -136,7 +137,8 @@ static void wr_atomic_write(struct ibv_qp_ex *q, uint32_t rkey, uint64_t addr, c
 {
 	wr_unsupported(q);
 }
-static void wr_bind_mw(struct ibv_qp_ex *q, struct ibv_mw *mw, uint32_t rkey, const struct ibv_mw_bind_info *info)
+static void wr_bind_mw(struct ibv_qp_ex *q, struct ibv_mw *mw, uint32_t rkey,
+		       const struct ibv_mw_bind_info *info)
 {
 	wr_unsupported(q);
 }
@@ -200,7 +202,7 @@ static void wr_set_sge_list(struct ibv_qp_ex *q, size_t num_sge, const struct ib
 
 static void wr_set_sge(struct ibv_qp_ex *q, uint32_t lkey, uint64_t addr, uint32_t length)
 {
-	struct ibv_sge sge = { .addr = addr, .length = length, .lkey = lkey };
+	struct ibv_sge sge = {.addr = addr, .length = length, .lkey = lkey};
 
 	wr_set_sge_list(q, 1, &sge);
 }
@@ -239,7 +241,7 @@ static void wr_set_inline_data_list(struct ibv_qp_ex *q, size_t num_buf, const s
 
 static void wr_set_inline_data(struct ibv_qp_ex *q, void *addr, size_t length)
 {
-	struct ibv_data_buf buf = { .addr = addr, .length = length };
+	struct ibv_data_buf buf = {.addr = addr, .length = length};
 
 	wr_set_inline_data_list(q, 1, &buf);
 }
@@ -272,8 +274,8 @@ static void link_up(struct mgv_builder *b)
 		wr->next = i + 1 < b->n_wr ? wr + 1 : NULL;
 		if (p->is_inline) {
 			wr->send_flags |= IBV_SEND_INLINE;
-			b->sge[p->sge] = (struct ibv_sge){ .addr = (uintptr_t)b->bytes + p->bytes_off,
-							   .length = p->bytes };
+			b->sge[p->sge] = (struct ibv_sge){.addr = (uintptr_t)b->bytes + p->bytes_off,
+							  .length = p->bytes};
 		}
 	}
 }

@@ -68,7 +68,7 @@ MGV_EXPORT int ibv_query_device(struct ibv_context *context, struct ibv_device_a
 int mgv_query_device_ex(struct ibv_context *c, const struct ibv_query_device_ex_input *in,
 			struct ibv_device_attr_ex *attr, size_t size)
 {
-	struct ibv_device_attr_ex full = { .phys_port_cnt_ex = PORT };
+	struct ibv_device_attr_ex full = {.phys_port_cnt_ex = PORT};
 
 	if ((in && in->comp_mask) || size < sizeof(full.orig_attr))
 		return EINVAL;
@@ -97,9 +97,8 @@ static void link_speed(uint64_t mbps, uint8_t *width, uint8_t *speed)
 		uint64_t mbps;
 		uint8_t width, speed;
 	} table[] = {
-		{ 400000, 2, 128 }, { 200000, 2, 64 }, { 100000, 2, 32 }, { 56000, 2, 16 },
-		{ 50000, 1, 64 },   { 40000, 2, 4 },   { 25000, 1, 32 },  { 20000, 2, 2 },
-		{ 10000, 1, 4 },    { 0, 1, 1 },
+		{400000, 2, 128}, {200000, 2, 64}, {100000, 2, 32}, {56000, 2, 16}, {50000, 1, 64},
+		{40000, 2, 4},	  {25000, 1, 32},  {20000, 2, 2},   {10000, 1, 4},  {0, 1, 1},
 	};
 	unsigned i = 0;
 
@@ -147,8 +146,8 @@ MGV_EXPORT int ibv_query_port(struct ibv_context *context, uint8_t port_num,
 }
 
 /* rdma-core >= 61 (not in every header): effective speed in units of 100 Mb/s. */
-MGV_EXPORT int mgv_query_port_speed(struct ibv_context *context, uint32_t port_num, uint64_t *speed)
-	__asm__("ibv_query_port_speed");
+MGV_EXPORT int mgv_query_port_speed(struct ibv_context *context, uint32_t port_num,
+				    uint64_t *speed) __asm__("ibv_query_port_speed");
 int mgv_query_port_speed(struct ibv_context *context, uint32_t port_num, uint64_t *speed)
 {
 	struct mg_port port;

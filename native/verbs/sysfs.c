@@ -11,7 +11,8 @@
 
 static void put_guid(char *out, size_t size, const uint8_t b[8])
 {
-	snprintf(out, size, "%02x%02x:%02x%02x:%02x%02x:%02x%02x", b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]);
+	snprintf(out, size, "%02x%02x:%02x%02x:%02x%02x:%02x%02x", b[0], b[1], b[2], b[3], b[4], b[5], b[6],
+		 b[7]);
 }
 
 static void put_gid(char *out, size_t size, const uint8_t g[16])
@@ -41,14 +42,14 @@ static bool content(const char *file, char *out, size_t size)
 	static const struct {
 		const char *file, *text;
 	} fixed[] = {
-		{ "node_type", "1: CA" },
-		{ "node_desc", "migroce" },
-		{ "fw_ver", "" },
-		{ "ports/1/state", "4: ACTIVE" },
-		{ "ports/1/phys_state", "5: LinkUp" },
-		{ "ports/1/link_layer", "Ethernet" },
-		{ "ports/1/lid", "0x0" },
-		{ "ports/1/pkeys/0", "0xffff" },
+		{"node_type", "1: CA"},
+		{"node_desc", "migroce"},
+		{"fw_ver", ""},
+		{"ports/1/state", "4: ACTIVE"},
+		{"ports/1/phys_state", "5: LinkUp"},
+		{"ports/1/link_layer", "Ethernet"},
+		{"ports/1/lid", "0x0"},
+		{"ports/1/pkeys/0", "0xffff"},
 	};
 	struct mg_port port;
 	uint8_t guid[8];

@@ -8,15 +8,19 @@
  */
 #include "verbs/mgv.h"
 
-#define NO_PTR(...)                       \
-	{                                 \
-		errno = EOPNOTSUPP;       \
-		return NULL;              \
-	}
-#define NO_INT(...)                       \
-	{                                 \
-		return EOPNOTSUPP;        \
-	}
+#define NO_PTR(type, name, ...)        \
+	static type *name(__VA_ARGS__) \
+	{                              \
+		errno = EOPNOTSUPP;    \
+		return NULL;           \
+	}                              \
+	_Static_assert(1, "")
+#define NO_INT(name, ...)            \
+	static int name(__VA_ARGS__) \
+	{                            \
+		return EOPNOTSUPP;   \
+	}                            \
+	_Static_assert(1, "")
 
 /* ---- ibv_context_ops -------------------------------------------------------------------------- */
 
@@ -25,9 +29,7 @@ static void *no_compat(void)
 	errno = ENOSYS;
 	return NULL;
 }
-static struct ibv_mw *no_alloc_mw(struct ibv_pd *pd, enum ibv_mw_type type) NO_PTR()
-static int no_bind_mw(struct ibv_qp *qp, struct ibv_mw *mw, struct ibv_mw_bind *b) NO_INT()
-static int no_dealloc_mw(struct ibv_mw *mw) NO_INT()
+
 static int no_post_srq_recv(struct ibv_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
 {
 	if (bad)
@@ -35,47 +37,51 @@ static int no_post_srq_recv(struct ibv_srq *srq, struct ibv_recv_wr *wr, struct 
 	return EOPNOTSUPP;
 }
 
+NO_PTR(struct ibv_mw, no_alloc_mw, struct ibv_pd *pd, enum ibv_mw_type type);
+NO_INT(no_bind_mw, struct ibv_qp *qp, struct ibv_mw *mw, struct ibv_mw_bind *bind);
+NO_INT(no_dealloc_mw, struct ibv_mw *mw);
+
 /* ---- verbs_context -------------------------------------------------------------------------------- */
 
-static int no_advise_mr(struct ibv_pd *pd, enum ibv_advise_mr_advice advice, uint32_t flags,
-			struct ibv_sge *sg_list, uint32_t num_sges) NO_INT()
-static struct ibv_mr *no_alloc_null_mr(struct ibv_pd *pd) NO_PTR()
-static int no_read_counters(struct ibv_counters *c, uint64_t *v, uint32_t n, uint32_t flags) NO_INT()
-static int no_attach_counters(struct ibv_counters *c, struct ibv_counter_attach_attr *attr,
-			      struct ibv_flow *flow) NO_INT()
-static struct ibv_counters *no_create_counters(struct ibv_context *c,
-					       struct ibv_counters_init_attr *attr) NO_PTR()
-static int no_destroy_counters(struct ibv_counters *c) NO_INT()
-static struct ibv_mr *no_reg_dm_mr(struct ibv_pd *pd, struct ibv_dm *dm, uint64_t off, size_t len,
-				   unsigned int access) NO_PTR()
-static struct ibv_dm *no_alloc_dm(struct ibv_context *c, struct ibv_alloc_dm_attr *attr) NO_PTR()
-static int no_free_dm(struct ibv_dm *dm) NO_INT()
-static int no_modify_flow_action(struct ibv_flow_action *a, struct ibv_flow_action_esp_attr *attr) NO_INT()
-static int no_destroy_flow_action(struct ibv_flow_action *a) NO_INT()
-static struct ibv_flow_action *no_create_flow_action(struct ibv_context *c,
-						     struct ibv_flow_action_esp_attr *attr) NO_PTR()
-static int no_rate_limit(struct ibv_qp *qp, struct ibv_qp_rate_limit_attr *attr) NO_INT()
-static int no_modify_cq(struct ibv_cq *cq, struct ibv_modify_cq_attr *attr) NO_INT()
 static int no_post_srq_ops(struct ibv_srq *srq, struct ibv_ops_wr *op, struct ibv_ops_wr **bad)
 {
 	if (bad)
 		*bad = op;
 	return EOPNOTSUPP;
 }
-static int no_destroy_rwq(struct ibv_rwq_ind_table *t) NO_INT()
-static struct ibv_rwq_ind_table *no_create_rwq(struct ibv_context *c,
-					       struct ibv_rwq_ind_table_init_attr *attr) NO_PTR()
-static int no_destroy_wq(struct ibv_wq *wq) NO_INT()
-static int no_modify_wq(struct ibv_wq *wq, struct ibv_wq_attr *attr) NO_INT()
-static struct ibv_wq *no_create_wq(struct ibv_context *c, struct ibv_wq_init_attr *attr) NO_PTR()
-static int no_rt_values(struct ibv_context *c, struct ibv_values_ex *values) NO_INT()
-static int no_destroy_flow(struct ibv_flow *flow) NO_INT()
-static struct ibv_flow *no_create_flow(struct ibv_qp *qp, struct ibv_flow_attr *attr) NO_PTR()
-static struct ibv_qp *no_open_qp(struct ibv_context *c, struct ibv_qp_open_attr *attr) NO_PTR()
-static int no_srq_num(struct ibv_srq *srq, uint32_t *num) NO_INT()
-static struct ibv_srq *no_create_srq_ex(struct ibv_context *c, struct ibv_srq_init_attr_ex *attr) NO_PTR()
-static struct ibv_xrcd *no_open_xrcd(struct ibv_context *c, struct ibv_xrcd_init_attr *attr) NO_PTR()
-static int no_close_xrcd(struct ibv_xrcd *x) NO_INT()
+
+NO_INT(no_advise_mr, struct ibv_pd *pd, enum ibv_advise_mr_advice advice, uint32_t flags,
+       struct ibv_sge *list, uint32_t n);
+NO_PTR(struct ibv_mr, no_alloc_null_mr, struct ibv_pd *pd);
+NO_INT(no_read_counters, struct ibv_counters *c, uint64_t *values, uint32_t n, uint32_t flags);
+NO_INT(no_attach_counters, struct ibv_counters *c, struct ibv_counter_attach_attr *attr,
+       struct ibv_flow *flow);
+NO_PTR(struct ibv_counters, no_create_counters, struct ibv_context *c, struct ibv_counters_init_attr *attr);
+NO_INT(no_destroy_counters, struct ibv_counters *c);
+NO_PTR(struct ibv_mr, no_reg_dm_mr, struct ibv_pd *pd, struct ibv_dm *dm, uint64_t offset, size_t len,
+       unsigned access);
+NO_PTR(struct ibv_dm, no_alloc_dm, struct ibv_context *c, struct ibv_alloc_dm_attr *attr);
+NO_INT(no_free_dm, struct ibv_dm *dm);
+NO_INT(no_modify_flow_action, struct ibv_flow_action *action, struct ibv_flow_action_esp_attr *attr);
+NO_INT(no_destroy_flow_action, struct ibv_flow_action *action);
+NO_PTR(struct ibv_flow_action, no_create_flow_action, struct ibv_context *c,
+       struct ibv_flow_action_esp_attr *attr);
+NO_INT(no_rate_limit, struct ibv_qp *qp, struct ibv_qp_rate_limit_attr *attr);
+NO_INT(no_modify_cq, struct ibv_cq *cq, struct ibv_modify_cq_attr *attr);
+NO_INT(no_destroy_rwq, struct ibv_rwq_ind_table *table);
+NO_PTR(struct ibv_rwq_ind_table, no_create_rwq, struct ibv_context *c,
+       struct ibv_rwq_ind_table_init_attr *attr);
+NO_INT(no_destroy_wq, struct ibv_wq *wq);
+NO_INT(no_modify_wq, struct ibv_wq *wq, struct ibv_wq_attr *attr);
+NO_PTR(struct ibv_wq, no_create_wq, struct ibv_context *c, struct ibv_wq_init_attr *attr);
+NO_INT(no_rt_values, struct ibv_context *c, struct ibv_values_ex *values);
+NO_INT(no_destroy_flow, struct ibv_flow *flow);
+NO_PTR(struct ibv_flow, no_create_flow, struct ibv_qp *qp, struct ibv_flow_attr *attr);
+NO_PTR(struct ibv_qp, no_open_qp, struct ibv_context *c, struct ibv_qp_open_attr *attr);
+NO_INT(no_srq_num, struct ibv_srq *srq, uint32_t *num);
+NO_PTR(struct ibv_srq, no_create_srq_ex, struct ibv_context *c, struct ibv_srq_init_attr_ex *attr);
+NO_PTR(struct ibv_xrcd, no_open_xrcd, struct ibv_context *c, struct ibv_xrcd_init_attr *attr);
+NO_INT(no_close_xrcd, struct ibv_xrcd *xrcd);
 
 static void context_ops(struct ibv_context_ops *ops)
 {
