@@ -143,13 +143,14 @@ def _host(d: Draw, address: str, slot: int, slots: int) -> Host:
 def _move(d: Draw, engine: int, n: int, lenient: int, may_relocate: bool) -> Move:
     """A move; without a stand-in it must be over before the peers' patience is."""
     standin = d.chance(85)
+    relocate = standin and may_relocate and d.chance(30)
     pause = d.integer(100 * US, 200 * MS) if standin else d.integer(1, max(1, lenient))
     return Move(
         at=d.integer(MS, DURATION), engine=engine, pause=pause,
         gap=min(d.integer(0, lenient), pause) if standin and d.chance(50) else 0,
         freeze=d.integer(0, pause) if d.chance(50) else 0,
         standin=standin,
-        address=f"10.0.{1 + n}.{10 + engine}" if may_relocate and d.chance(30) else "",
+        address=f"10.0.{1 + n}.{10 + engine}" if relocate else "",
         clock=d.pick((-1, 0, d.integer(0, 1 << 62))),
     )  # fmt: skip
 

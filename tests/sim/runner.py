@@ -210,15 +210,15 @@ class Run:
         if not ready and self._now() - asked_at < move.ready_wait:
             self.at(self._now() + MS // 5, None, lambda: self._stop(move, asked_at))
             return
-        if not ready:
-            # An address that some peer cannot be told of must not be left.
-            move = replace(move, address="")
         engine = proc.engine
         engine.stop()
         if not engine.stopped():
             raise InvariantError("stop", "mg_stop did not stop")
         engine.attach(False)
         dump = self._dump(proc, stopped=True)
+        if any(q.connected and not q.token_acked for q in dump.qps):
+            # A peer without our token cannot be told of another address: it must not be left.
+            move = replace(move, address="")
         number = -1
         if move.standin:
             number = self.standins.add(dump, engine.index)

@@ -7,7 +7,10 @@ docs/protocol.md says why. In short, to a request from a QP's peer:
 - without it, PSN expected or beyond: RNR NAK for the expected PSN, so that the peer waits and sends again;
 - without it, duplicate SEND or WRITE: the acknowledgement again; duplicate atomic: its recorded result;
   duplicate READ: nothing (the data is frozen), the peer repeats it;
-- responses, TOKEN and RESUME: nothing, their senders repeat them.
+- responses and TOKEN: nothing, their senders repeat them;
+- RESUME of a peer that was moved meanwhile (proven by its token): its new address is noted and the
+  acknowledgement of what was executed sent again, a sign of life; the RESUME itself is repeated until
+  the container can take it.
 
 After the container moved to another address, any packet with the capability bit is answered by a RESUME
 that names the new address. Packets that are damaged, or not from the QP's peer, are never answered.
@@ -15,6 +18,7 @@ that names the new address. Packets that are damaged, or not from the QP's peer,
 
 from __future__ import annotations
 
+import hmac
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -41,8 +45,10 @@ from migroce.wire import (
     Op,
     Packet,
     Syndrome,
+    WireError,
     build,
     check_icrc,
+    parse,
     rnr_timer_code,
 )
 
@@ -53,6 +59,7 @@ A short blackout is then not made much longer by the waiting, and a peer that gi
 NAKs holds out for three seconds.
 """
 
+V4_PREFIX = b"\0" * 10 + b"\xff\xff"
 _RNR_CODES = tuple(rnr_timer_code(ns) for ns in RNR_TIMERS_NS)
 
 
@@ -74,6 +81,9 @@ class _Qp:
     record: QpRecord
     atomics: dict[int, int]
     """PSN of an atomic that was executed -> its result."""
+    peer_gid: bytes
+    """Where the peer is: it may move while we stand in."""
+    peer_epoch: int
     rnr_sent: int = 0
 
 
@@ -91,7 +101,7 @@ class StandIn:
                     atomics.setdefault(res.qpn, {})[res.first_psn] = res.atomic_orig
             for qp in dump.qps:
                 if qp.connected and qp.type == 2:
-                    self._qps[qp.qpn] = _Qp(qp, atomics.get(qp.qpn, {}))
+                    self._qps[qp.qpn] = _Qp(qp, atomics.get(qp.qpn, {}), qp.peer_gid, qp.peer_epoch)
 
     def __len__(self) -> int:
         return len(self._qps)
@@ -115,9 +125,9 @@ class StandIn:
         if qp is None:
             return None, "no_qp"
         record = qp.record
-        if src_gid != record.peer_gid or dst_gid != record.local_gid:
-            return None, "bad_source"
         opcode = packet[0]
+        if dst_gid != record.local_gid or (src_gid != qp.peer_gid and opcode != Op.RESUME):
+            return None, "bad_source"
         info = OPINFO.get(opcode)
         # Header version 0, and no partition but the default one in either membership.
         if info is None or packet[1] & 0x0F or packet[2] & 0x7F != 0x7F or packet[3] != 0xFF:
@@ -128,12 +138,16 @@ class StandIn:
             return None, "bad_icrc"
         capable = bool(packet[4] & BTH4_CAPABLE)
         psn = int.from_bytes(packet[9:12], "big")
+        if opcode == Op.RESUME and not self._peer_moved(qp, packet, src_gid):
+            return None, "bad_resume"
         if self._moved_to is not None:
-            return (self._resume(record, self._moved_to), "resume") if capable else (None, "ignored")
+            return (self._resume(qp, self._moved_to), "resume") if capable else (None, "ignored")
+        if opcode == Op.RESUME:
+            return self._ack(qp, (record.epsn - 1) & PSN_MASK, Syndrome.ACK), "resume_heard"
         if opcode & SVC_MASK != SVC_RC or not info.mask & P_REQUEST:
             return None, "ignored"
         if capable:
-            return self._ack(record, psn, Syndrome.NAK_STOPPED), "nak_stopped"
+            return self._ack(qp, psn, Syndrome.NAK_STOPPED), "nak_stopped"
         if (psn - record.epsn) & PSN_MASK < 0x800000:
             return self._not_ready(qp, psn)
         return self._duplicate(qp, psn, info.mask, ackreq=bool(packet[8] & 0x80))
@@ -145,25 +159,49 @@ class StandIn:
             return None, "ignored"
         code = _RNR_CODES[min(qp.rnr_sent, len(_RNR_CODES) - 1)]
         qp.rnr_sent += 1
-        return self._ack(record, record.epsn, Syndrome.RNR_NAK + code), "rnr_nak"
+        return self._ack(qp, record.epsn, Syndrome.RNR_NAK + code), "rnr_nak"
 
     def _duplicate(self, qp: _Qp, psn: int, mask: int, *, ackreq: bool) -> tuple[Reply | None, str]:
         record = qp.record
         if mask & (P_SEND | P_WRITE):
             if ackreq or mask & (P_LAST | P_ONLY):
-                return self._ack(record, (record.epsn - 1) & PSN_MASK, Syndrome.ACK), "ack"
+                return self._ack(qp, (record.epsn - 1) & PSN_MASK, Syndrome.ACK), "ack"
         elif mask & P_ATOMIC and psn in qp.atomics:
-            return self._ack(record, psn, Syndrome.ACK, orig=qp.atomics[psn]), "atomic_ack"
+            return self._ack(qp, psn, Syndrome.ACK, orig=qp.atomics[psn]), "atomic_ack"
         return None, "ignored"
 
-    def _ack(self, record: QpRecord, psn: int, syndrome: int, orig: int | None = None) -> Reply:
-        opcode = Op.ACK if orig is None else Op.ATOMIC_ACK
-        return _reply(record, Packet(opcode, record.peer_qpn, psn, capable=True,
-                                     aeth=Aeth(syndrome, record.msn), atomic_orig=orig))
+    def _peer_moved(self, qp: _Qp, packet: bytes, src_gid: bytes) -> bool:
+        """Whether a RESUME is the peer's, by the rules of docs/protocol.md 5; its address is noted."""
+        record = qp.record
+        try:
+            meh = parse(packet).meh
+        except WireError:
+            return False
+        if meh is None or meh.version != 1 or meh.src_qpn != record.peer_qpn or not meh.epoch:
+            return False
+        newer = (meh.epoch - qp.peer_epoch) & 0xFFFFFFFF
+        if newer >= 0x80000000:
+            return False
+        if not record.have_peer_token:
+            return src_gid == meh.gid == qp.peer_gid
+        # The old socket cannot reach another address family.
+        same_family = meh.gid.startswith(V4_PREFIX) == qp.peer_gid.startswith(V4_PREFIX)
+        if not hmac.compare_digest(meh.token, record.peer_token) or not same_family:
+            return False
+        if newer:
+            qp.peer_gid, qp.peer_epoch = meh.gid, meh.epoch
+        return True
 
-    def _resume(self, record: QpRecord, gid: bytes) -> Reply:
+    def _ack(self, qp: _Qp, psn: int, syndrome: int, orig: int | None = None) -> Reply:
+        record = qp.record
+        opcode = Op.ACK if orig is None else Op.ATOMIC_ACK
+        return _reply(qp, Packet(opcode, record.peer_qpn, psn, capable=True,
+                                 aeth=Aeth(syndrome, record.msn), atomic_orig=orig))
+
+    def _resume(self, qp: _Qp, gid: bytes) -> Reply:
+        record = qp.record
         meh = Meh(record.qpn, (record.epoch + 1) & 0xFFFFFFFF, record.epsn, record.token, gid)
-        return _reply(record, Packet(Op.RESUME, record.peer_qpn, 0, capable=True, meh=meh))
+        return _reply(qp, Packet(Op.RESUME, record.peer_qpn, 0, capable=True, meh=meh))
 
 
 def intact(packet: bytes, src_gid: bytes, src_port: int, dst_gid: bytes) -> bool:
@@ -174,6 +212,6 @@ def intact(packet: bytes, src_gid: bytes, src_port: int, dst_gid: bytes) -> bool
     return False
 
 
-def _reply(record: QpRecord, packet: Packet) -> Reply:
-    flow = Flow(record.local_gid, record.peer_gid, ROCE_PORT)
-    return Reply(build(packet, flow), record.local_gid, record.peer_gid)
+def _reply(qp: _Qp, packet: Packet) -> Reply:
+    flow = Flow(qp.record.local_gid, qp.peer_gid, ROCE_PORT)
+    return Reply(build(packet, flow), qp.record.local_gid, qp.peer_gid)
