@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Freeze and thaw a container's cgroup directly.
+
+CRIU polls the freezer every 100 ms; a cgroup that is frozen beforehand it takes as it is, and leaves
+frozen after a dump with --leave-running. So the source stays as it was until the destination runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from migroce.errors import EngineError
+
+
+@dataclass(frozen=True, slots=True)
+class Freezer:
+    """The freezer of one container's cgroup, of either version."""
+
+    directory: Path
+    v2: bool
+
+    @classmethod
+    def of(cls, paths: dict[str, str]) -> Freezer:
+        """From `cgroup_paths` of runc's state. Raises EngineError."""
+        if "freezer" in paths:
+            return cls(Path(paths["freezer"]), v2=False)
+        if "" in paths:
+            return cls(Path(paths[""]), v2=True)
+        raise EngineError(
+            "freeze", "the container has no freezer cgroup", "mount the freezer controller or cgroup v2"
+        )
+
+    def _write(self, frozen: bool) -> None:
+        if self.v2:
+            (self.directory / "cgroup.freeze").write_text("1" if frozen else "0")
+        else:
+            (self.directory / "freezer.state").write_text("FROZEN" if frozen else "THAWED")
+
+    def frozen(self) -> bool:
+        """Whether everything in it stands still. Raises OSError."""
+        if self.v2:
+            return "frozen 1" in (self.directory / "cgroup.events").read_text()
+        return (self.directory / "freezer.state").read_text().strip() == "FROZEN"
+
+    def freeze(self, timeout: float = 10.0) -> None:
+        """Freeze and wait until it is. Raises EngineError; then nothing is frozen."""
+        end = time.monotonic() + timeout
+        again = time.monotonic() + 0.01
+        try:
+            self._write(True)
+            while not self.frozen():
+                if time.monotonic() > end:
+                    raise EngineError("freeze", f"the container did not freeze within {timeout:.0f} s")
+                time.sleep(0.0003)
+                if time.monotonic() > again:  # version 1 may miss a task that was just being born
+                    self._write(True)
+                    again = time.monotonic() + 0.01
+        except OSError as exc:
+            self.thaw()
+            raise EngineError("freeze", f"{exc.filename}: {exc.strerror}") from exc
+        except EngineError:
+            self.thaw()
+            raise
+
+    def thaw(self) -> None:
+        """Let it run; a cgroup that is gone is fine."""
+        with contextlib.suppress(OSError):
+            self._write(False)
+
+
+def destroy(name: str, timeout: float = 5.0) -> None:
+    """Kill what is in the cgroup `name` (relative, of every hierarchy) and remove it; not there is fine.
+
+    For what the runtime does not know: a restore that was killed in the middle.
+    """
+    base = Path("/sys/fs/cgroup")
+    roots = [base, *(path for path in base.glob("*") if path.is_dir())]
+    groups = [root / name for root in roots if (root / name).is_dir()]
+    end = time.monotonic() + timeout
+    while groups and time.monotonic() < end:
+        for group in groups:
+            for each in sorted(group.glob("**/"), reverse=True):  # innermost first, itself last
+                with contextlib.suppress(OSError):
+                    for pid in (each / "cgroup.procs").read_text().split():
+                        os.kill(int(pid), signal.SIGKILL)
+                with contextlib.suppress(OSError):
+                    (each / "freezer.state").write_text("THAWED")
+                with contextlib.suppress(OSError):
+                    each.rmdir()
+        groups = [group for group in groups if group.is_dir()]
+        if groups:
+            time.sleep(0.005)

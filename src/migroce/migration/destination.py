@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The destination's side of a migration or a restore; runs in a worker on the destination node.
+
+Everything that can be made before the source stops is made in `prepare`: namespace, bundle, the first
+copy of the files, the agent's directory, a place in memory for the images. Until `plug` the
+restored container has no network, so that killing it undoes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from migroce import criu
+from migroce.engines import bundle as bundles
+from migroce.engines import mounts, network, runc
+from migroce.engines.context import NodeContext, read_json, write_json
+from migroce.engines.oci import OciEngine
+from migroce.errors import EngineError
+from migroce.migration import journal, streams, tree
+
+_SPARE = 64 << 20
+_KINDS = ("rdma", "images", "layer", "layer-rest")
+
+
+class DestinationSide:
+    """One container's way into this node."""
+
+    def __init__(self, ctx: NodeContext, migration: str, container: str) -> None:
+        self.ctx = ctx
+        self.engine = OciEngine(ctx)
+        self.container = container
+        self.id = migration
+        self.where = journal.directory(ctx, migration)
+        self.images = self.where / "mem" / "images"
+        self.dumps = self.where / "mem" / "rdma"
+        self._announcer: network.Announcer | None = None
+        self._interfaces: list[network.Interface] = []
+        self._listening: socket.socket | None = None
+        self._received: dict[str, Future[int]] = {}
+        self._lock: int | None = None
+        self.plugged = False
+
+    @property
+    def bundle(self) -> Path:
+        return self.ctx.bundle(self.container)
+
+    def incoming(self) -> bool:
+        """Whether the container here is the one that this migration brings, not yet committed."""
+        return read_json(self.bundle / "container.json").get("incoming") == self.id
+
+    # -- before anything stops -----------------------------------------------------------------------------
+
+    def check(self, about: dict[str, Any]) -> None:
+        """Refuse what cannot work here. Raises EngineError, AgentError."""
+        self._check_programs(about)
+        info = self.engine.info(self.container)
+        if info.bundle or info.pid is not None:
+            mend = "remove it there or give the container another name"
+            raise EngineError(
+                "check", f"{self.ctx.name} has a container {self.container} already ({info.status})", mend
+            )
+        interfaces = [network.Interface.decode(raw) for raw in about["interfaces"]]
+        if interfaces and self.ctx.bridge is None:
+            raise EngineError("check", f"{self.ctx.name} has no bridge for the container's interface")
+        self._check_addresses(interfaces)
+        for mount in about["config"].get("mounts", []):
+            is_bind = mount.get("type") == "bind" or "bind" in mount.get("options", [])
+            if is_bind and mount["destination"] != bundles.RUN_DIR and not Path(mount["source"]).exists():
+                raise EngineError(
+                    "check", f"{self.ctx.name} has no {mount['source']}, which the container mounts"
+                )
+        room = _available_memory()
+        if about["memory"] + _SPARE > room:
+            need, have = about["memory"] >> 20, room >> 20
+            raise EngineError(
+                "check", f"{self.ctx.name} has {have} MiB of memory free, the container needs {need}"
+            )
+
+    def _check_programs(self, about: dict[str, Any]) -> None:
+        path = self.engine.runc.env["PATH"]
+        if shutil.which(self.ctx.runtime, path=path) is None:
+            raise EngineError(
+                "check", f"{self.ctx.name} has no {self.ctx.runtime}", "install it there (apt install runc)"
+            )
+        if criu.find() is None:
+            raise EngineError("check", f"{self.ctx.name} has no criu", "see `migroce doctor` there")
+        if about["device"]:
+            with self.engine.agent() as agent:
+                agent.status()
+
+    def _check_addresses(self, interfaces: list[network.Interface]) -> None:
+        taken = {each.ip: each.id for each in self.engine.list() if each.ip}
+        for interface in interfaces:
+            for address in interface.addresses:
+                ip = address.split("/")[0]
+                if ip in taken:
+                    raise EngineError(
+                        "check",
+                        f"address {ip} is in use on {self.ctx.name} by {taken[ip]}",
+                        "stop that one first",
+                    )
+                self.engine.check_address_free(ip, except_mac=interface.mac)
+
+    def prepare(self, about: dict[str, Any]) -> str:
+        """Make everything but what is not yet known; its data socket. Raises MigroceError, OSError."""
+        metadata = dict(about["metadata"])
+        metadata.update(id=self.container, incoming=self.id, device=about["device"], plain=about["plain"])
+        metadata.pop("checkpointed", None)
+        self.where.mkdir(mode=0o700, parents=True)
+        self.adopt()
+        self.bundle.mkdir(mode=0o700, parents=True)
+        write_json(self.bundle / "container.json", metadata)  # first: by it `undo` knows what is ours
+        for part in ("rootfs", "upper", "work"):
+            (self.bundle / part).mkdir(mode=0o755)
+        self._make_room()
+        interfaces = [
+            dataclasses.replace(
+                network.Interface.decode(raw), mtu=min(int(raw["mtu"]), self.ctx.mtu),
+                outside=network.outside_name(self.container, position),
+            )
+            for position, raw in enumerate(about["interfaces"])
+        ]  # fmt: skip
+        config = about["config"]
+        netns = None
+        if bundles.network_namespace(config)[1] is not None:
+            netns = self.ctx.container_netns(self.container)
+            network.create(self.ctx, netns, interfaces, plugged=False)
+            self._announcer, self._interfaces = network.Announcer(netns, interfaces), interfaces
+        agent_dir = None
+        if about["device"]:
+            agent_dir = self.engine.register(self.container, netns, metadata.get("ip"))
+        bundles.relocate(config, self.ctx, self.container, netns, agent_dir)
+        self.engine.write_bundle(self.bundle, config, metadata)
+        return self._listen()
+
+    def adopt(self) -> None:
+        """Have the migration's lock here, waiting for a worker that is being abandoned."""
+        if self._lock is None:
+            with contextlib.suppress(FileNotFoundError):
+                self._lock = journal.take_lock(self.where, wait=True)
+
+    def _make_room(self) -> None:
+        mem = self.where / "mem"
+        mem.mkdir(mode=0o700)
+        mounts.tmpfs(mem)
+        self.images.mkdir()
+        self.dumps.mkdir()
+
+    # -- data ----------------------------------------------------------------------------------------------
+
+    def _listen(self) -> str:
+        path = str(self.where / "in.sock")
+        self._listening = streams.listen_unix(path)
+        self._received = {kind: Future() for kind in _KINDS}
+        threading.Thread(target=self._accept, args=(self._listening,), name="in", daemon=True).start()
+        return path
+
+    def _accept(self, listening: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock = listening.accept()[0]
+                threading.Thread(target=self._receive, args=(sock,), name="receive", daemon=True).start()
+
+    def _receive(self, sock: socket.socket) -> None:
+        future: Future[int] | None = None
+        try:
+            with sock, streams.reader(sock) as stream:
+                header = json.loads(stream.readline())
+                future = self._received[header["what"]]
+                future.set_result(self._consume(header, stream))
+        except Exception as exc:  # noqa: BLE001 - handed to whoever waits for it
+            if future is not None:
+                future.set_exception(exc)
+
+    def _consume(self, header: dict[str, Any], stream: BinaryIO) -> int:
+        what = header["what"]
+        if what == "images":
+            return streams.receive_files(stream, self.images)[0]
+        if what == "rdma":
+            return streams.receive_files(stream, self.dumps)[0]
+        root = self.layer()
+        tree.remove(root, header["remove"])
+        return tree.unpack(root, stream)
+
+    def layer(self) -> Path:
+        """Where the container's own files go."""
+        plain = read_json(self.bundle / "container.json").get("plain")
+        return self.bundle / ("rootfs" if plain else "upper")
+
+    def received(self, what: str, timeout: float) -> int:
+        """Wait until `what` is here whole; its bytes. Raises EngineError."""
+        try:
+            return self._received[what].result(timeout)
+        except TimeoutError as exc:
+            raise EngineError("transfer", f"{what} did not arrive within {timeout:.0f} s") from exc
+        except Exception as exc:
+            raise EngineError("transfer", f"{what} could not be stored on {self.ctx.name}: {exc}") from exc
+
+    # -- restore -------------------------------------------------------------------------------------------
+
+    def prepare_rdma(self) -> dict[str, Any]:
+        """Let the agent check the dumps and reserve their ids. Raises AgentError."""
+        netns = bundles.network_namespace(read_json(self.bundle / "config.json"))[1]
+        metadata = read_json(self.bundle / "container.json")
+        with self.engine.agent() as agent:
+            return dict(
+                agent.container_prepare(
+                    self.container, netns=str(netns) if netns else None, gid=metadata.get("ip"),
+                    dumps=[str(path) for path in sorted(self.dumps.iterdir())],
+                ) or {}
+            )  # fmt: skip
+
+    def restore(self, neighbours: list[dict[str, Any]]) -> dict[str, Any]:
+        """Restore the container from the images; it runs, without network. {pid, ms}. Raises EngineError."""
+        started = time.monotonic()
+        if not read_json(self.bundle / "container.json").get("plain"):
+            mounts.overlay(self.bundle / "rootfs", Path("/"), self.bundle / "upper", self.bundle / "work")
+        monitor = self.engine.runc.monitor(
+            self.bundle, "restore", "--bundle", str(self.bundle), "--image-path", str(self.images),
+            "--work-path", str(self.where), "--tcp-established", "--file-locks", self.container, mark=self.id,
+        )  # fmt: skip
+        netns = bundles.network_namespace(read_json(self.bundle / "config.json"))[1]
+        if netns is not None:  # while the restore is going on
+            with contextlib.suppress(OSError):
+                network.add_neighbours(netns, [network.Neighbour(**raw) for raw in neighbours])
+        try:
+            pid = runc.wait_started(self.bundle, monitor, "restore")
+        except EngineError as exc:
+            log = self.where / "restore.log"
+            reason = runc.criu_reason(log) or exc.reason
+            raise EngineError("restore", reason, f"the whole log is {log}") from exc
+        return {"pid": pid, "ms": (time.monotonic() - started) * 1000}
+
+    def plug(self) -> None:
+        """Put the container on the network and say so. Can be repeated. Raises OSError."""
+        config = read_json(self.bundle / "config.json")
+        netns = bundles.network_namespace(config)[1]
+        if netns is None:
+            return
+        if self._announcer is None:
+            self._interfaces = network.inspect(netns)
+            self._announcer = network.Announcer(netns, self._interfaces)
+        self.plugged = True
+        for each in self._interfaces:
+            network.plug(self.ctx, each.outside)
+        self._announcer.send()
+
+    def resume(self, timeout_ms: int) -> dict[str, Any]:
+        """Let the agent resume the RDMA contexts; {contexts, qps, ms}. Raises AgentError."""
+        with self.engine.agent() as agent:
+            return dict(agent.container_resume(self.container, timeout_ms=timeout_ms))
+
+    def status(self) -> dict[str, Any]:
+        """How far the container has come here: {here, alive, exit_status}; for `recover`."""
+        info = self.engine.info(self.container)
+        metadata = read_json(self.bundle / "container.json")
+        here = metadata.get("incoming") == self.id or metadata.get("came") == self.id
+        return {"here": here, "alive": info.pid is not None, "exit_status": info.exit_status}
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """The container belongs here now. Can be repeated. Raises OSError."""
+        metadata = read_json(self.bundle / "container.json")
+        if metadata.pop("incoming", None) is not None:
+            metadata["came"] = self.id
+            write_json(self.bundle / "container.json", metadata)
+        self._close()
+        mounts.unmount_below(self.where)
+        shutil.rmtree(self.where, ignore_errors=True)
+
+    def undo(self) -> None:
+        """Remove everything this migration made here. Can be repeated. Raises EngineError."""
+        for pid in runc.marked(runc.RESTORE_MARK, self.id):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if self.incoming():
+            self.engine.delete(self.container)
+        mounts.unmount_below(self.where)
+        for rest in ("in.sock", "mem"):
+            path = self.where / rest
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        self._close()
+
+    def _close(self) -> None:
+        if self._announcer is not None:
+            self._announcer.close()
+            self._announcer = None
+        if self._listening is not None:
+            with contextlib.suppress(OSError):
+                self._listening.shutdown(socket.SHUT_RDWR)
+            self._listening.close()
+            self._listening = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def abandoned(self) -> None:
+        """The command that moved the container has died: undo what peers cannot have seen yet."""
+        if self._lock is not None and not self.plugged:
+            self.undo()
+        self._close()
+
+
+def _available_memory() -> int:
+    """Bytes that can be had without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 1 << 62

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A migration, step by step, seen from the command: it tells workers on both nodes what to do.
+
+Until the phase `resume` begins, the source's container stands frozen and the destination's has no network:
+any failure is undone by thawing the one and removing the other. From then on peers may have heard
+of the new place: any failure is mended by going on. `recover` decides in the same way for a dead command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from migroce.errors import MigrationError, MigroceError, NodeError
+from migroce.migration import faults, streams
+from migroce.migration.journal import PHASES, Record
+from migroce.migration.link import CALL_LIMIT
+from migroce.migration.report import Event, Progress, Report, event
+from migroce.nodes import Node, SshNode
+
+T = TypeVar("T")
+STOP_TIMEOUT_MS = 5000
+RESUME_TIMEOUT_MS = 15000
+PATIENCE = 30.0
+"""Seconds that undoing or finishing is tried again, for instance while an agent starts again."""
+
+
+def silent(_: Event) -> None:
+    """Progress that nobody looks at."""
+
+
+class Side:
+    """One node's part of a migration: calls of its `SourceSide` or `DestinationSide`."""
+
+    def __init__(self, node: Node, kind: str, migration: str, container: str) -> None:
+        self.node = node
+        self._fixed = {"migration": migration, "container": container}
+        self._kind = kind
+
+    def __call__(self, method: str, **args: Any) -> Any:
+        return self.node.call(self._kind, method=method, **self._fixed, **args)
+
+    def submit(self, method: str, **args: Any) -> Future[Any]:
+        """The same, not waiting for the answer."""
+        return self.node.worker().submit(self._kind, method=method, **self._fixed, **args)
+
+
+class Phases:
+    """Progress, timing and faults of phases."""
+
+    def __init__(self, report: Report, progress: Progress) -> None:
+        self.report = report
+        self.current = "check"
+        self._progress = progress
+
+    @contextlib.contextmanager
+    def __call__(
+        self, name: str, detail: str = "", note: Callable[[str], Any] | None = None
+    ) -> Iterator[None]:
+        """A phase: `note` writes it into the journal before it begins."""
+        self.current = name
+        self._progress(event(name, "start", detail))
+        started = time.monotonic()
+        try:
+            if note is not None:
+                note(name)
+            faults.hit(name)
+            yield
+            faults.hit(f"{name}.end")
+        except BaseException as exc:
+            self._progress(event(name, "failed", str(exc)))
+            raise
+        self.report.phases[name] = (time.monotonic() - started) * 1000
+        self._progress(event(name, "done"))
+
+
+def retry(work: Callable[[], T], seconds: float = PATIENCE) -> T:
+    """Do `work` again until it succeeds or `seconds` are over. Raises its last MigroceError."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return work()
+        except MigroceError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+
+
+class Migration:
+    """One container from one node to another."""
+
+    def __init__(self, container: str, source: Node, destination: Node, progress: Progress = silent) -> None:
+        self.id = secrets.token_hex(5)
+        self.container = container
+        self.report = Report("migrate", container, source.name, destination.name)
+        self._phase = Phases(self.report, progress)
+        self._progress = progress
+        self._source = Side(source, "source", self.id, container)
+        self._destination = Side(destination, "destination", self.id, container)
+        self._direct = source.shares_files_with(destination)
+        self._out = ""
+        self._in = ""
+        self._opened = False
+        self._device = False
+        self._stopping = False
+
+    def run(self) -> Report:
+        """Move the container. Raises MigrationError with `running_on`; then it runs on exactly that node."""
+        started = time.monotonic()
+        try:
+            self._move()
+        except BaseException as exc:
+            if not self._opened:
+                if isinstance(exc, MigroceError) and not isinstance(exc, NodeError):
+                    raise self._error(exc, self._source.node.name) from exc
+                raise
+            if PHASES.index(self._phase.current) < PHASES.index("resume"):
+                self._undo(exc)
+                if not isinstance(exc, Exception):
+                    raise
+                raise self._error(exc, self._source.node.name) from exc
+            self._finish(exc)
+            if not isinstance(exc, Exception):
+                raise
+        self.report.total = (time.monotonic() - started) * 1000
+        return self.report
+
+    def _move(self) -> None:
+        source, destination, report = self._source, self._destination, self.report
+        with self._phase("check"):
+            about = self._check()
+        with self._phase("prepare", f"{about['memory'] >> 20} MiB in memory"):
+            self._prepare(about)
+        note = self._note
+        stopped = time.monotonic()
+        with self._phase("stop", note=note):
+            if self._device:
+                self._stopping = True
+                done = source("stop", timeout_ms=STOP_TIMEOUT_MS)
+                report.contexts, report.qps = done["contexts"], done["qps"]
+        with self._phase("dump", f"{report.qps} QPs", note=note):
+            dumping = source.submit("dump")
+            if report.contexts:
+                report.rdma_bytes = self._send("rdma")
+                destination("prepare_rdma")
+            dumped = dumping.result(CALL_LIMIT)
+            report.parts.update(freeze=dumped["freeze_ms"], criu_dump=dumped["dump_ms"])
+        with self._phase("transfer", note=note):
+            report.layer_rest_bytes = self._send("layer-rest")
+            report.layer_bytes += report.layer_rest_bytes
+            report.images_bytes = self._send("images")
+        with self._phase("restore", f"{report.images_bytes >> 10} KiB of images", note=note):
+            report.parts["criu_restore"] = destination("restore", neighbours=dumped["neighbours"])["ms"]
+        with self._phase("resume", note=note):
+            self._resume()
+        report.blackout = (time.monotonic() - stopped) * 1000
+        with self._phase("commit", note=note):
+            destination("commit")
+            source("commit")
+
+    def _note(self, phase: str) -> None:
+        self._source("note", phase=phase)
+
+    def _check(self) -> dict[str, Any]:
+        source, destination = self._source, self._destination
+        if source.node.spec == destination.node.spec:
+            raise MigrationError("check", f"{self.container} is on {source.node.name} already")
+        # Both interpreters start at once; then the source tells, the destination judges.
+        waking = threading.Thread(target=lambda: _quietly(destination.node.worker))
+        waking.start()
+        about = source("describe")
+        waking.join()
+        destination("check", about=about)
+        self._device = bool(about["device"])
+        return dict(about)
+
+    def _prepare(self, about: dict[str, Any]) -> None:
+        source, destination = self._source, self._destination
+        record = Record(
+            id=self.id, kind="migrate", container=self.container, owner=os.getpid(), device=self._device,
+            source="local" if isinstance(source.node, SshNode) else source.node.spec,
+            destination=self._destination_spec(),
+        )  # fmt: skip
+        source("open", **{name: getattr(record, name) for name in record.__slots__})
+        self._opened = True
+        self._in = destination("prepare", about=about)
+        if not self._direct:
+            self._out = source("serve")
+        self.report.layer_bytes = self._send("layer")
+
+    def _destination_spec(self) -> str:
+        """The destination as the source would name it, '' if it cannot."""
+        remote = isinstance(self._source.node, SshNode)
+        return (
+            "" if remote and not isinstance(self._destination.node, SshNode) else self._destination.node.spec
+        )
+
+    def _send(self, what: str) -> int:
+        """Move data from node to node; its bytes."""
+        if self._direct:
+            done = self._source("push", what=what, to=self._in)
+        else:
+            done = self._relay(what)
+        self._destination("received", what=what, timeout=CALL_LIMIT)
+        self.report.parts[f"send_{what}"] = done["ms"]
+        return int(done["bytes"])
+
+    def _relay(self, what: str) -> dict[str, Any]:
+        pushing = self._source.submit("push", what=what, to=None)
+        with self._source.node.connect(self._out) as out, self._destination.node.connect(self._in) as into:
+            streams.pump(out, into)
+            into.recv(1)  # until the other end has taken all and closes
+        return dict(pushing.result(CALL_LIMIT))
+
+    def _resume(self) -> None:
+        """From here on the destination is the container's place."""
+        self._source("unplug")
+        self._destination("plug")
+        if self._device:
+            done = self._destination("resume", timeout_ms=RESUME_TIMEOUT_MS)
+            self.report.parts["rdma_resume"] = float(done.get("ms", 0))
+
+    # -- when it goes wrong --------------------------------------------------------------------------------
+
+    def _error(self, exc: BaseException, where: str) -> MigrationError:
+        step = str(getattr(exc, "step", self._phase.current))
+        reason = str(getattr(exc, "reason", "") or exc or type(exc).__name__)
+        mend = str(getattr(exc, "mend", ""))
+        where_now = f"{self.container} runs on {where} as before"
+        return MigrationError(step, reason, f"{mend}; {where_now}" if mend else where_now, running_on=where)
+
+    def _undo(self, cause: BaseException) -> None:
+        self._progress_quietly(event("undo", "start"))
+        with contextlib.suppress(MigroceError):
+            undo_destination(self._destination)
+        try:
+            undo_source(self._source, stopped=self._stopping)
+        except MigroceError as exc:
+            self._progress_quietly(event("undo", "failed", str(exc)))
+            mend = f"then run `migroce recover`; what failed first: {cause}"
+            raise MigrationError("undo", f"{self.container} could not be brought back: {exc}", mend) from exc
+        self._progress_quietly(
+            event("undo", "done", f"{self.container} runs on {self._source.node.name} as before")
+        )
+
+    def _finish(self, cause: BaseException) -> None:
+        self.report.warnings.append(f"finished after a failure in {self._phase.current}: {cause}")
+        try:
+            finish(self._source, self._destination, resume=self._device)
+        except MigroceError as exc:
+            where = self._destination.node.name
+            mend = f"see `migroce ps`, then run `migroce recover`; what failed first: {cause}"
+            raise MigrationError("finish", f"on {where}: {exc}", mend, running_on=where) from exc
+
+    def _progress_quietly(self, what: Event) -> None:
+        with contextlib.suppress(Exception):
+            self._progress(what)
+
+
+def undo_destination(destination: Side) -> None:
+    """Remove what a migration made at the destination. Raises MigroceError."""
+
+    def once() -> None:
+        destination("adopt")
+        destination("undo")
+
+    retry(once, 5)
+
+
+def undo_source(source: Side, *, stopped: bool) -> None:
+    """Let the container run on at the source. Raises MigroceError."""
+
+    def once() -> None:
+        if source("adopt"):
+            source("undo", stopped=stopped, timeout_ms=RESUME_TIMEOUT_MS)
+
+    retry(once)
+
+
+def finish(source: Side, destination: Side, *, resume: bool) -> None:
+    """Go on from the phase `resume`: the container runs at the destination. Raises MigroceError."""
+
+    def arrive() -> None:
+        source("adopt")
+        source("unplug")
+        destination("adopt")
+        destination("plug")
+        if resume:
+            destination("resume", timeout_ms=RESUME_TIMEOUT_MS)
+
+    retry(arrive)
+    retry(lambda: destination("commit"))
+    retry(lambda: source("commit") if source("adopt") else None)
+
+
+def _quietly(work: Callable[[], Any]) -> None:
+    with contextlib.suppress(MigroceError):
+        work()

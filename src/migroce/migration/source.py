@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The source's side of a checkpoint or migration; runs in a worker on the source node.
+
+The container is frozen before CRIU looks at it and stays frozen after the dump, so that undoing is
+unfreezing. It is killed at `commit`, when it runs elsewhere or its images are safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from migroce import criu
+from migroce.engines import bundle as bundles
+from migroce.engines import mounts, network, runc
+from migroce.engines.cgroup import Freezer
+from migroce.engines.context import NodeContext, read_json, write_json
+from migroce.engines.oci import OciEngine
+from migroce.errors import EngineError, MigrationError
+from migroce.migration import journal, streams, tree
+from migroce.migration.netlock import NetLock, unlock
+
+_CRIU_CONFIG = "network-lock skip\n"
+
+
+class SourceSide:
+    """One container's way out of this node."""
+
+    def __init__(self, ctx: NodeContext, migration: str, container: str) -> None:
+        self.ctx = ctx
+        self.engine = OciEngine(ctx)
+        self.container = container
+        self.id = migration
+        self.where = journal.directory(ctx, migration)
+        self.images = self.where / "mem" / "images"
+        self.dumps = self.where / "mem" / "rdma"
+        self.journal: journal.Journal | None = None
+        self._before: tree.Scan | None = None
+        self._lock: NetLock | None = None
+        self._sent_lock = threading.Lock()
+        self._listening: socket.socket | None = None
+
+    # -- before anything stops -----------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """Check that the container can be moved; what a destination needs to know. Raises EngineError."""
+        info = self.engine.require(self.container)
+        if info.status == "incoming" or info.pid is None:
+            raise EngineError(
+                "check", f"{self.container} is {info.status}, not running", "only running containers move"
+            )
+        if info.status == "paused":
+            raise EngineError(
+                "check", f"{self.container} is paused", "resume it first, or see `migroce recover`"
+            )
+        if shutil.which("nft", path=self.engine.runc.env["PATH"]) is None:
+            raise EngineError("check", "nft is not there", "install nftables")
+        if criu.find() is None:
+            raise EngineError("check", f"{self.ctx.name} has no criu", "see `migroce doctor`")
+        config = read_json(Path(info.bundle) / "config.json")
+        own, _ = bundles.network_namespace(config)
+        if not own:
+            mend = "give it a network namespace of its own"
+            raise EngineError(
+                "check", f"{self.container} uses the network of the node, which stays here", mend
+            )
+        netns = self.netns()
+        state = self.engine.runc.state(self.container) or {}
+        Freezer.of(state.get("cgroup_paths") or {})
+        return {
+            "container": self.container,
+            "metadata": read_json(Path(info.bundle) / "container.json"),
+            "config": config,
+            "device": info.device,
+            "plain": self._layer()[1],
+            "interfaces": [dataclasses.asdict(each) for each in network.inspect(netns)] if netns else [],
+            "memory": self._memory(state),
+            "criu": str(criu.find()),
+        }
+
+    def netns(self) -> Path | None:
+        """The container's namespace if it was given by path."""
+        info = self.engine.info(self.container)
+        return bundles.network_namespace(read_json(Path(info.bundle) / "config.json"))[1]
+
+    def _memory(self, state: dict[str, Any]) -> int:
+        """Resident bytes of the container's processes, roughly what the images will be."""
+        total = 0
+        for directory in list((state.get("cgroup_paths") or {}).values())[:1]:
+            with contextlib.suppress(OSError):
+                for pid in (Path(directory) / "cgroup.procs").read_text().split():
+                    with contextlib.suppress(OSError, ValueError):
+                        total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf(
+                            "SC_PAGESIZE"
+                        )
+        return total
+
+    def _layer(self) -> tuple[Path, bool]:
+        """(what is to be copied of the container's files, whether that is a root file system of its own)."""
+        info = self.engine.info(self.container)
+        bundle = Path(info.bundle)
+        if (bundle / "upper").is_dir() and info.managed:
+            return bundle / "upper", False
+        root = Path(str(read_json(bundle / "config.json").get("root", {}).get("path", "rootfs")))
+        return (root if root.is_absolute() else bundle / root), True
+
+    def open(self, record: journal.Record) -> None:
+        """Begin: the journal, directories in memory, nft waiting. Raises MigroceError, OSError."""
+        self.journal = journal.Journal.create(self.ctx, record)
+        journal.prune(self.ctx)
+        mem = self.where / "mem"
+        mem.mkdir()
+        mounts.tmpfs(mem)
+        self.images.mkdir()
+        self.dumps.mkdir()
+        (self.where / "criu.conf").write_text(_CRIU_CONFIG)
+        netns = self.netns()
+        if netns is not None:
+            self._lock = NetLock(netns)
+            self._lock.arm()
+
+    def adopt(self) -> bool:
+        """Have the journal, taking it over if it is an orphan's; False if there is none or it has ended."""
+        if self.journal is not None:
+            return True
+        self.journal = journal.Journal.adopt(self.where / "journal.json", wait=True)
+        if self.journal is not None and self.journal.record.ended:
+            self.journal.close()
+            self.journal = None
+        return self.journal is not None
+
+    def note(self, phase: str) -> None:
+        """Write into the journal that `phase` begins. Raises OSError."""
+        if self.journal is not None:
+            self.journal.update(phase=phase)
+
+    # -- data ----------------------------------------------------------------------------------------------
+
+    def serve(self) -> str:
+        """Listen for somebody who fetches data and passes it on; the socket's path. Raises OSError."""
+        path = str(self.where / "out.sock")
+        self._listening = streams.listen_unix(path)
+        return path
+
+    def push(self, what: str, to: str | None) -> dict[str, Any]:
+        """Send `what` (rdma, images, layer, layer-rest) to the socket `to`, or to the next that connects.
+
+        {bytes, ms}. Raises OSError.
+        """
+        started = time.monotonic()
+        if to is not None:
+            sock = streams.connect_unix(to)
+        else:
+            assert self._listening is not None
+            sock = self._listening.accept()[0]
+        with sock:
+            count = self._produce(what, sock)
+            sock.shutdown(socket.SHUT_WR)
+        return {"bytes": count, "ms": _ms(started)}
+
+    def _produce(self, what: str, sock: socket.socket) -> int:
+        producers: dict[str, Callable[[socket.socket], int]] = {
+            "images": lambda sock: self._send_directory("images", self.images, sock),
+            "rdma": lambda sock: self._send_directory("rdma", self.dumps, sock),
+            "layer": lambda sock: self._send_layer("layer", sock),
+            "layer-rest": lambda sock: self._send_layer("layer-rest", sock),
+        }
+        return producers[what](sock)
+
+    @staticmethod
+    def _send_directory(what: str, directory: Path, sock: socket.socket) -> int:
+        _header(sock, {"what": what})
+        return streams.send_files(sock, [(path.name, path) for path in sorted(directory.iterdir())])
+
+    def _send_layer(self, what: str, sock: socket.socket) -> int:
+        root, _ = self._layer()
+        now = tree.scan(root)
+        send, gone = tree.changes(self._before, now)
+        self._before = now
+        _header(sock, {"what": what, "remove": gone})
+        with streams.writer(sock) as target:
+            return tree.pack(root, send, target)
+
+    # -- stop and dump -------------------------------------------------------------------------------------
+
+    def stop(self, timeout_ms: int) -> dict[str, Any]:
+        """Stop the container's RDMA contexts; {contexts, qps, ms}. Raises AgentError; then none is."""
+        with self.engine.agent() as agent:
+            return dict(agent.container_stop(self.container, dump_dir=str(self.dumps), timeout_ms=timeout_ms))
+
+    def freezer(self) -> Freezer:
+        """The container's freezer. Raises EngineError."""
+        state = self.engine.runc.state(self.container)
+        if state is None:
+            raise EngineError("freeze", f"{self.container} is not known to {self.ctx.runtime} any more")
+        return Freezer.of(state.get("cgroup_paths") or {})
+
+    def dump(self) -> dict[str, Any]:
+        """Freeze, lock the network, dump; the container stays frozen. {freeze_ms, dump_ms, neighbours}.
+
+        Raises EngineError; the container may then be frozen, `undo` thaws it.
+        """
+        started = time.monotonic()
+        self.freezer().freeze()
+        frozen = _ms(started)
+        if self._lock is not None:
+            self._lock.lock()
+        env = dict(self.engine.runc.env)
+        env["CRIU_CONFIG_FILE"] = str(self.where / "criu.conf")
+        env[runc.DUMP_MARK] = self.id
+        try:
+            self.engine.runc.run(
+                "checkpoint", "--image-path", str(self.images), "--work-path", str(self.where),
+                "--tcp-established", "--file-locks", "--leave-running", self.container, step="dump", env=env,
+            )  # fmt: skip
+        except EngineError as exc:
+            log = self.where / "dump.log"
+            reason = runc.criu_reason(log) or exc.reason
+            raise EngineError("dump", reason, f"the whole log is {log}") from exc
+        netns = self.netns()
+        known = [dataclasses.asdict(each) for each in network.neighbours(netns)] if netns else []
+        return {"freeze_ms": frozen, "dump_ms": _ms(started) - frozen, "neighbours": known}
+
+    def unplug(self) -> None:
+        """Take the container's interfaces off the network: the stand-in here falls silent."""
+        netns = self.netns()
+        for each in network.inspect(netns) if netns else []:
+            network.unplug(self.ctx, each.outside)
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def undo(self, *, stopped: bool, timeout_ms: int, how: str = "undone") -> dict[str, Any]:
+        """Let the container run on here as before; {contexts, qps} resumed. Can be repeated. Raises.
+
+        `stopped`: its RDMA contexts may have been stopped.
+        """
+        if self._lock is not None:
+            self._lock.disarm()
+        self._end_dump()
+        netns = self.netns()
+        if netns is not None and netns.exists():
+            unlock(netns)
+            for each in network.inspect(netns):
+                if each.outside:
+                    with contextlib.suppress(OSError):
+                        network.plug(self.ctx, each.outside)
+            self._announce(netns)
+        self.engine.thaw(self.container)
+        done: dict[str, Any] = {"contexts": 0, "qps": 0}
+        if stopped and self.engine.info(self.container).device:
+            with self.engine.agent() as agent:
+                done = dict(agent.container_resume(self.container, timeout_ms=timeout_ms))
+        info = self.engine.info(self.container)
+        if info.pid is None and info.exit_status is None:
+            raise MigrationError(
+                "undo", f"{self.container} does not live any more", f"see {self.where}/dump.log"
+            )
+        self._finish(how)
+        return done
+
+    def _announce(self, netns: Path) -> None:
+        with contextlib.suppress(OSError):
+            announcer = network.Announcer(netns, network.inspect(netns))
+            announcer.send()
+            announcer.close()
+
+    def _end_dump(self) -> None:
+        """Wait for what is left of a dump whose caller was killed; kill it if it hangs.
+
+        CRIU takes its code out of the container's processes when it ends by itself; killed, it may not.
+        """
+        end = time.monotonic() + 20
+        while pids := runc.marked(runc.DUMP_MARK, self.id):
+            if time.monotonic() > end:
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+
+    def commit(self) -> None:
+        """The container lives elsewhere: remove what is left here. Can be repeated. Raises EngineError."""
+        if self.engine.info(self.container).bundle:
+            self.unplug()  # of a namespace that is not ours this is all that we may do
+        self.engine.delete(self.container)
+        self._finish("done")
+
+    def retire(self, directory: str) -> None:
+        """The container's checkpoint is in `directory`: end its processes, keep its address and the stand-in.
+
+        Of a container that is not ours nothing is kept. Raises EngineError.
+        """
+        info = self.engine.info(self.container)
+        bundle = Path(info.bundle)
+        if not info.managed:
+            self.commit()
+            return
+        (bundle / "exit.not").touch()
+        write_json(
+            bundle / "container.json", {**read_json(bundle / "container.json"), "checkpointed": directory}
+        )
+        self.engine.thaw(self.container)  # of version 1's freezer nothing is killed; the network stays locked
+        self.engine.runc.delete(self.container)
+        mounts.unmount_below(bundle)
+        self._finish("done")
+
+    def _finish(self, how: str) -> None:
+        if self._lock is not None:
+            self._lock.disarm()
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
+        mounts.unmount_below(self.where)
+        (self.where / "out.sock").unlink(missing_ok=True)
+        if self.journal is not None:
+            self.journal.update(ended=how)
+            self.journal.close()
+            self.journal = None
+        if how == "done":
+            shutil.rmtree(self.where, ignore_errors=True)
+
+
+def _header(sock: socket.socket, value: dict[str, Any]) -> None:
+    sock.sendall(json.dumps(value).encode() + b"\n")
+
+
+def _ms(started: float) -> float:
+    return (time.monotonic() - started) * 1000

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A container's writable layer on its way: what has changed since the first copy, and tar streams of it.
+
+Tar in the PAX format as GNU tar and podman write it: owners by number, times to the nanosecond, extended
+attributes (also trusted.overlay.*), whiteouts (character devices 0:0), hard links. Unix sockets are left
+out: CRIU makes them again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import tarfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+_XATTR = "SCHILY.xattr."
+_RACY_NS = 50_000_000
+"""A change this close to a scan may have the same time stamp as the scan saw."""
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What tells whether a file has changed: any change sets ctime."""
+
+    mode: int
+    inode: int
+    size: int
+    ctime_ns: int
+    links: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """The entries of a tree by relative path ('.' is its root), and when it was looked at (ns)."""
+
+    entries: Mapping[str, Entry]
+    taken_ns: int
+
+    def bytes(self) -> int:
+        """Size of all regular files."""
+        return sum(entry.size for entry in self.entries.values() if stat.S_ISREG(entry.mode))
+
+
+def scan(root: Path) -> Scan:
+    """Look at every entry below `root`, following nothing. Raises OSError if `root` is not there."""
+    taken = time.time_ns()
+    entries: dict[str, Entry] = {".": _entry(os.lstat(root))}
+    todo = [""]
+    while todo:
+        prefix = todo.pop()
+        with contextlib.suppress(FileNotFoundError), os.scandir(root / prefix) as listing:
+            for item in listing:
+                with contextlib.suppress(FileNotFoundError):
+                    info = item.stat(follow_symlinks=False)
+                    name = f"{prefix}{item.name}"
+                    entries[name] = _entry(info)
+                    if stat.S_ISDIR(info.st_mode):
+                        todo.append(name + "/")
+    return Scan(entries, taken)
+
+
+def _entry(info: os.stat_result) -> Entry:
+    return Entry(info.st_mode, info.st_ino, info.st_size, info.st_ctime_ns, info.st_nlink)
+
+
+def changes(before: Scan | None, now: Scan) -> tuple[list[str], list[str]]:
+    """(paths to send, parents first; paths to remove, children first). Without `before`: everything."""
+    if before is None:
+        return sorted(now.entries), []
+    send = {
+        path
+        for path, entry in now.entries.items()
+        if before.entries.get(path) != entry or entry.ctime_ns > before.taken_ns - _RACY_NS
+    }
+    inodes = {now.entries[path].inode for path in send if now.entries[path].links > 1}
+    if inodes:  # names of one file stay names of one file only if they are sent together
+        send.update(path for path, entry in now.entries.items() if entry.inode in inodes)
+    gone = [path for path in before.entries if path not in now.entries]
+    return sorted(send), sorted(gone, reverse=True)
+
+
+def pack(root: Path, names: Iterable[str], target: IO[bytes]) -> int:
+    """Write the entries `names` of `root` to `target` as tar; bytes of content. Raises OSError."""
+    total = 0
+    # Errors of file names that are no UTF-8 do not exist: tar takes them as they are.
+    with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_CHUNK) as tar:
+        for name in names:
+            path = root / name
+            try:
+                info = tar.gettarinfo(str(path), arcname=name)
+            except FileNotFoundError:
+                continue  # the container is still running and has removed it
+            if info is None:
+                continue  # a socket
+            info.name = name
+            info.pax_headers = {_XATTR + key: value for key, value in _xattrs(path).items()}
+            stamp = os.lstat(path).st_mtime_ns
+            info.pax_headers["mtime"] = f"{stamp // 10**9}.{stamp % 10**9:09d}"
+            if info.isreg():
+                with path.open("rb") as source:
+                    # It may grow while it is read; a tar member has the size that was promised.
+                    tar.addfile(info, _Padded(source, info.size))
+                total += info.size
+            else:
+                tar.addfile(info)
+    return total
+
+
+class _Padded:
+    """A file that yields exactly `size` bytes, zeros where it became shorter meanwhile."""
+
+    def __init__(self, source: IO[bytes], size: int) -> None:
+        self._source = source
+        self._left = size
+
+    def read(self, count: int = -1) -> bytes:
+        """The next bytes."""
+        count = self._left if count < 0 else min(count, self._left)
+        data = self._source.read(count)
+        data += bytes(count - len(data))
+        self._left -= count
+        return data
+
+
+def _xattrs(path: Path) -> dict[str, str]:
+    found = {}
+    with contextlib.suppress(OSError):
+        for name in os.listxattr(path, follow_symlinks=False):
+            with contextlib.suppress(OSError):
+                value = os.getxattr(path, name, follow_symlinks=False)
+                found[name] = value.decode("utf-8", "surrogateescape")
+    return found
+
+
+def unpack(root: Path, source: IO[bytes]) -> int:
+    """Make the entries of a tar stream below `root`; bytes of content. Raises OSError, ValueError."""
+    total = 0
+    directories: list[tarfile.TarInfo] = []
+    with tarfile.open(fileobj=source, mode="r|", bufsize=_CHUNK, errors="surrogateescape") as tar:
+        for member in tar:
+            path = _inside(root, member.name)
+            if member.isdir():
+                if path.is_symlink() or not path.is_dir():
+                    _clear(path)
+                    path.mkdir()
+                directories.append(member)
+                continue
+            _clear(path)
+            total += _make(tar, member, root, path)
+            if not member.islnk():
+                _dress(path, member)
+    for member in reversed(directories):  # last: making entries changes their times
+        _dress(_inside(root, member.name), member)
+    return total
+
+
+def _inside(root: Path, name: str) -> Path:
+    """The place of `name`, refused if it would be outside `root` (also by way of a symbolic link)."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts:
+        raise ValueError(f"{name!r} in the stream leaves the directory")
+    path = root
+    for part in parts[:-1]:
+        path = path / part
+        if path.is_symlink():
+            raise ValueError(f"{name!r} in the stream goes through a symbolic link")
+    return root.joinpath(*parts)
+
+
+def _clear(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _make(tar: tarfile.TarFile, member: tarfile.TarInfo, root: Path, path: Path) -> int:
+    if member.isreg():
+        source = tar.extractfile(member)
+        assert source is not None
+        with source, path.open("xb") as target:
+            shutil.copyfileobj(source, target, _CHUNK)
+        return member.size
+    if member.issym():
+        path.symlink_to(member.linkname)
+    elif member.islnk():
+        os.link(_inside(root, member.linkname), path, follow_symlinks=False)
+    elif member.isfifo():
+        os.mkfifo(path)
+    elif member.ischr() or member.isblk():
+        kind = stat.S_IFCHR if member.ischr() else stat.S_IFBLK
+        os.mknod(path, kind, os.makedev(member.devmajor, member.devminor))
+    else:
+        raise ValueError(f"{member.name!r} in the stream is of a kind that is not known")
+    return 0
+
+
+def _dress(path: Path, member: tarfile.TarInfo) -> None:
+    os.lchown(path, member.uid, member.gid)
+    for key, value in member.pax_headers.items():
+        if key.startswith(_XATTR):
+            data = value.encode("utf-8", "surrogateescape")
+            with contextlib.suppress(OSError):  # a file system without them keeps the rest
+                os.setxattr(path, key[len(_XATTR) :], data, follow_symlinks=False)
+    if not member.issym():
+        path.chmod(member.mode)
+    seconds, _, fraction = str(member.pax_headers.get("mtime", member.mtime)).partition(".")
+    stamp = int(seconds) * 10**9 + int((fraction + "000000000")[:9])
+    os.utime(path, ns=(stamp, stamp), follow_symlinks=False)
+
+
+def remove(root: Path, names: Iterable[str]) -> None:
+    """Remove the entries `names`, children first; those already gone are fine. Raises OSError, ValueError."""
+    for name in names:
+        _clear(_inside(root, name))

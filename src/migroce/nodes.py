@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Nodes: where commands run and containers live.
+
+Three kinds behind one interface: this machine (`local`), a node of a lab (`node-a`, or `lab/node-a` where
+several labs are up), and another machine by the system's OpenSSH (`ssh://user@host`, query parameters
+`python` = the interpreter there that has migroce, `port`). Everything that touches containers is
+done by a worker process on the node (`Node.call`); commands and files go by `run`, `popen`, `get`, `put`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Self
+from urllib.parse import parse_qs, urlsplit
+
+from migroce import paths
+from migroce.engines import context
+from migroce.engines.context import NodeContext
+from migroce.errors import NodeError
+from migroce.migration.link import Worker
+from migroce.migration.streams import connect_unix
+
+_PACKAGE_PARENT = Path(__file__).resolve().parent.parent
+
+
+class Node(ABC):
+    """A place for containers. Close it, or use it in a `with`."""
+
+    def __init__(self, name: str, spec: str) -> None:
+        self.name = name
+        self.spec = spec
+        """`resolve(spec)` finds the node again, in another process too."""
+        self._worker: Worker | None = None
+        self._lock = threading.Lock()
+
+    # -- commands ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def command(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> list[str]:
+        """The local command line that runs `argv` on the node, with `env` added to its environment."""
+
+    def popen(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None,
+        stdin: int | IO[bytes] | None = None, stdout: int | IO[bytes] | None = None,
+        stderr: int | IO[bytes] | None = None,
+    ) -> subprocess.Popen[bytes]:  # fmt: skip
+        """Start `argv` on the node. Raises NodeError if that is not possible."""
+        try:
+            return subprocess.Popen(self.command(argv, env), stdin=stdin, stdout=stdout, stderr=stderr)
+        except OSError as exc:
+            raise NodeError("run", f"{argv[0]} on {self.name}: {exc.strerror}") from exc
+
+    def run(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, data: bytes | None = None,
+        timeout: float | None = None, check: bool = True,
+    ) -> subprocess.CompletedProcess[bytes]:  # fmt: skip
+        """Run `argv` on the node to its end, `data` being its input; output and errors are captured.
+
+        Raises NodeError on timeout and, with `check`, for an exit status other than 0.
+        """
+        source = subprocess.PIPE if data is not None else subprocess.DEVNULL
+        with self.popen(
+            argv, env=env, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            try:
+                out, err = process.communicate(data, timeout)
+            except subprocess.TimeoutExpired as exc:
+                process.kill()
+                raise NodeError("run", f"{argv[0]} on {self.name} took more than {timeout} s") from exc
+        if check and process.returncode != 0:
+            words = err.decode(errors="replace").strip().splitlines()
+            reason = words[-1] if words else f"exit status {process.returncode}"
+            raise NodeError("run", f"{argv[0]} on {self.name}: {reason}")
+        return subprocess.CompletedProcess(list(argv), process.returncode, out, err)
+
+    # -- files ---------------------------------------------------------------------------------------------
+
+    def put(self, source: Path, target: str) -> None:
+        """Copy a file to the node (mode kept, replaced in one step). Raises NodeError, OSError."""
+        mode = f"{source.stat().st_mode & 0o7777:o}"
+        script = 'set -e; cat >"$1~"; chmod "$2" "$1~"; mv -f "$1~" "$1"'
+        with source.open("rb") as stream:
+            self._piped(["sh", "-c", script, "sh", target, mode], stdin=stream)
+
+    def get(self, source: str, target: Path) -> None:
+        """Copy a file from the node. Raises NodeError, OSError."""
+        part = target.with_name(target.name + "~")
+        with part.open("wb") as stream:
+            self._piped(["cat", "--", source], stdout=stream)
+        part.rename(target)
+
+    def put_tree(self, source: Path, target: str) -> None:
+        """Copy a directory's content to the node: owners, modes, times, links. Raises NodeError."""
+        pack = subprocess.Popen(["tar", "-C", str(source), "-cf", "-", "."], stdout=subprocess.PIPE)
+        with pack:
+            self._piped(
+                ["sh", "-c", 'mkdir -p "$1" && tar -C "$1" --numeric-owner -xpf -', "sh", target],
+                stdin=pack.stdout,
+            )
+        if pack.returncode != 0:
+            raise NodeError("copy", f"{source} could not be read whole")
+
+    def get_tree(self, source: str, target: Path) -> None:
+        """Copy a directory's content from the node. Raises NodeError."""
+        target.mkdir(parents=True, exist_ok=True)
+        with subprocess.Popen(
+            ["tar", "-C", str(target), "--numeric-owner", "-xpf", "-"], stdin=subprocess.PIPE
+        ) as unpack:
+            self._piped(["tar", "-C", source, "-cf", "-", "."], stdout=unpack.stdin)
+            if unpack.stdin is not None:
+                unpack.stdin.close()
+        if unpack.returncode != 0:
+            raise NodeError("copy", f"{target} could not be written")
+
+    def _piped(
+        self, argv: Sequence[str], stdin: IO[bytes] | None = None, stdout: IO[bytes] | None = None
+    ) -> None:
+        done = self.popen(
+            argv,
+            stdin=stdin if stdin is not None else subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+        )
+        with done:
+            err = done.stderr.read() if done.stderr is not None else b""
+        if done.returncode != 0:
+            reason = err.decode(errors="replace").strip() or f"exit status {done.returncode}"
+            raise NodeError("copy", f"{self.name}: {reason}")
+
+    # -- the worker ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def start_worker(self) -> Worker:
+        """A fresh worker on the node. Raises NodeError."""
+
+    def worker(self) -> Worker:
+        """The node's worker, started when first needed and again if it has ended. Raises NodeError."""
+        with self._lock:
+            if self._worker is None or not self._worker.alive():
+                if self._worker is not None:
+                    self._worker.kill()
+                self._worker = self.start_worker()
+            return self._worker
+
+    def call(self, op: str, **args: Any) -> Any:
+        """Let the node's worker do `op` (see migroce.migration.worker). Raises its errors."""
+        return self.worker().call(op, **args)
+
+    @abstractmethod
+    def connect(self, path: str) -> socket.socket:
+        """Connect to a unix stream socket on the node. Raises OSError, NodeError."""
+
+    @abstractmethod
+    def shares_files_with(self, other: Node) -> bool:
+        """Whether the two see the same files, so that data can go from worker to worker directly."""
+
+    def close(self) -> None:
+        """End the worker and connections."""
+        with self._lock:
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<node {self.spec}>"
+
+
+class LocalNode(Node):
+    """A node on this machine: the machine itself, or a network namespace of it with its own state."""
+
+    def __init__(self, ctx: NodeContext, spec: str) -> None:
+        super().__init__(ctx.name, spec)
+        self.context = ctx
+
+    def command(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> list[str]:
+        found = ["nsenter", f"--net={self.context.netns}", "--"] if self.context.netns else []
+        if env:
+            found += ["env", *(f"{name}={value}" for name, value in env.items())]
+        return [*found, *argv]
+
+    def start_worker(self) -> Worker:
+        env = dict(os.environ)
+        known = env.get("PYTHONPATH", "")
+        env["PYTHONPATH"] = str(_PACKAGE_PARENT) + (f":{known}" if known else "")
+        argv = [sys.executable, "-m", "migroce.migration.worker", str(self.context.state)]
+        return Worker(self.name, self.command(argv), env)
+
+    def connect(self, path: str) -> socket.socket:
+        return connect_unix(path)
+
+    def shares_files_with(self, other: Node) -> bool:
+        return isinstance(other, LocalNode)
+
+
+class SshNode(Node):
+    """Another machine, by the system's ssh with one shared connection. Keys or an agent must let us in."""
+
+    def __init__(self, spec: str) -> None:
+        parts = urlsplit(spec)
+        if not parts.hostname:
+            raise NodeError("node", f"{spec} names no host", "write ssh://user@host")
+        query = parse_qs(parts.query)
+        self._target = f"{parts.username}@{parts.hostname}" if parts.username else parts.hostname
+        self._python = query.get("python", ["python3"])[0]
+        self._dir = tempfile.TemporaryDirectory(prefix="migroce-ssh-")
+        self._options = [
+            "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5",
+            "-o", "ControlMaster=auto", "-o", f"ControlPath={self._dir.name}/c", "-o", "ControlPersist=60",
+            "-o", "StreamLocalBindUnlink=yes",
+        ]  # fmt: skip
+        if parts.port:
+            self._options += ["-p", str(parts.port)]
+        self._forwards = 0
+        super().__init__(parts.hostname, spec)
+
+    def command(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> list[str]:
+        remote = [*(["env", *(f"{name}={value}" for name, value in env.items())] if env else []), *argv]
+        return ["ssh", *self._options, "--", self._target, shlex.join(remote)]
+
+    def start_worker(self) -> Worker:
+        worker = Worker(self.name, self.command([self._python, "-m", "migroce.migration.worker", "--host"]))
+        self.name = str(worker.hello.get("name") or self.name)
+        return worker
+
+    def connect(self, path: str) -> socket.socket:
+        self._forwards += 1
+        local = f"{self._dir.name}/f{self._forwards}"
+        argv = ["ssh", *self._options, "-O", "forward", "-L", f"{local}:{path}", "--", self._target]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise NodeError("connect", f"{self.name}: {done.stderr.strip() or 'ssh cannot forward a socket'}")
+        return connect_unix(local)
+
+    def shares_files_with(self, other: Node) -> bool:
+        return isinstance(other, SshNode) and self._target == other._target
+
+    def close(self) -> None:
+        super().close()
+        with contextlib.suppress(OSError):
+            argv = ["ssh", *self._options, "-O", "exit", "--", self._target]
+            subprocess.run(argv, capture_output=True, check=False)
+        self._dir.cleanup()
+
+
+def lab_states(name: str) -> list[Path]:
+    """State directories of the lab nodes that `name` (`node-a` or `lab/node-a`) may mean."""
+    base = paths.run_dir() / "lab"
+    lab, _, node = name.rpartition("/")
+    pattern = f"{lab or '*'}/{node}/node.json"
+    return sorted(path.parent for path in base.glob(pattern)) if node else []
+
+
+def resolve(spec: str | Node) -> Node:
+    """The node that `spec` means. Raises NodeError for one that is not known."""
+    if isinstance(spec, Node):
+        return spec
+    if spec.startswith("ssh://"):
+        return SshNode(spec)
+    if spec in ("local", "localhost") or spec == os.uname().nodename:
+        return LocalNode(context.host(), "local")
+    if "://" in spec or not spec or any(mark in spec for mark in "*?[") or ".." in spec:
+        raise NodeError("node", f"{spec!r} is no node", "write `local`, a lab node or ssh://user@host")
+    found = lab_states(spec)
+    if len(found) == 1:
+        return LocalNode(NodeContext.load(found[0]), f"{found[0].parent.name}/{found[0].name}")
+    if found:
+        names = ", ".join(f"{path.parent.name}/{path.name}" for path in found)
+        raise NodeError("node", f"{spec} may mean {names}", "name the lab as well")
+    known = ", ".join(path.name for path in lab_states("node-*")) or "no lab is up"
+    raise NodeError(
+        "node", f"there is no node {spec} ({known})", "see `migroce lab status`, or write ssh://user@host"
+    )
