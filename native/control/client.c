@@ -22,6 +22,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -132,6 +133,31 @@ static int await_welcome(struct mg_control *c, struct mg_ctl_welcome *welcome, i
 	return welcome->status ? (int)welcome->status : EPROTO;
 }
 
+/* Say who we are and get an address, ids and sockets. */
+static int introduce(struct mg_control *c, struct mg_ctl_welcome *welcome, int *fds)
+{
+	struct mg_port port;
+	struct mg_addr addr;
+	int ret;
+
+	/* Where we would be by ourselves; the agent may know better. */
+	if (!mg_addr_choose(NULL, &port, &addr))
+		memcpy(c->self.gid, addr.gid, 16);
+	ret = say_hello(c, MG_HELLO_FRESH, NULL, 0);
+	if (!ret)
+		ret = await_welcome(c, welcome, fds);
+	if (!ret)
+		learn(c, welcome, NULL);
+	return ret;
+}
+
+void mg_control_alone(struct mg_control *c, const struct mg_addr *addr)
+{
+	c->self.qpn_count = MG_QPN_MASK + 1u;
+	memcpy(c->self.gid, addr->gid, 16);
+	change(c, LOST, mg_now() + RECONNECT_NS);
+}
+
 int mg_control_open(struct mg_control **out, struct mg_ctl_welcome *welcome, int fds[MG_CTL_MAX_FDS])
 {
 	const char *path = getenv("MIGROCE_AGENT");
@@ -146,38 +172,35 @@ int mg_control_open(struct mg_control **out, struct mg_ctl_welcome *welcome, int
 	c = calloc(1, sizeof(*c));
 	if (!c)
 		return ENOMEM;
-	c->fd = mg_ctl_connect(path, ANSWER_NS / MS);
-	if (c->fd < 0) {
-		ret = -c->fd;
-		free(c);
-		switch (ret) {
-		case ENOENT:
-		case ENOTDIR:
-		case ECONNREFUSED:
-		case EACCES: return ENOENT;
-		default: mg_say("cannot connect to the agent at %s: %s", path, strerror(ret)); return ret;
-		}
-	}
-	memcpy(c->path, path, strlen(path) + 1); /* it fitted into sun_path */
 	c->self.slot = MG_CTL_NO_SLOT;
+	snprintf(c->path, sizeof(c->path), "%s", path);
+	c->fd = mg_ctl_connect(path, ANSWER_NS / MS);
+	ret = c->fd < 0 ? -c->fd : 0;
 	if (getrandom(c->self.instance, sizeof(c->self.instance), 0) != sizeof(c->self.instance))
 		ret = EIO;
-	else
-		ret = say_hello(c, MG_HELLO_FRESH, NULL, 0);
-	if (!ret)
-		ret = await_welcome(c, welcome, fds);
-	if (ret) {
-		if (ret == ETIMEDOUT)
-			mg_say("the agent at %s does not answer: see `migroce agent status`", path);
-		else
-			mg_say("the agent at %s gives no device: %s", path, strerror(ret));
-		mg_control_free(c);
-		return ret == ENOENT ? EPROTO : ret; /* ENOENT is for "no agent" */
+	switch (ret) {
+	case 0: break;
+	case ENOENT:
+	case ENOTDIR:
+	case ECONNREFUSED:
+	case EACCES: *out = c; return ENOENT;
+	default: mg_say("cannot connect to the agent at %s: %s", path, strerror(ret)); goto fail;
 	}
-	learn(c, welcome, NULL);
-	change(c, LINKED, MG_NEVER);
-	*out = c;
-	return 0;
+	ret = introduce(c, welcome, fds);
+	if (!ret) {
+		change(c, LINKED, MG_NEVER);
+		*out = c;
+		return 0;
+	}
+	if (ret == ETIMEDOUT)
+		mg_say("the agent at %s does not answer: see `migroce agent status`", path);
+	else
+		mg_say("the agent at %s gives no device: %s", path, strerror(ret));
+	if (ret == ENOENT)
+		ret = EPROTO; /* ENOENT is for "no agent" */
+fail:
+	mg_control_free(c);
+	return ret;
 }
 
 void mg_control_free(struct mg_control *c)
@@ -301,8 +324,7 @@ static void stop_now(struct mg_device *dev, mg_time now)
 	int fd, ret, sent;
 
 	mg_progress_lock(dev);
-	/* What has arrived need not be sent again, and the agent reads single packets from here on. */
-	mg_net_plain(dev->net, true);
+	/* What has arrived need not be sent again. */
 	for (unsigned i = 0; i < FINAL_ROUNDS && mg_net_receive(dev, now) > 0; i++)
 		;
 	mg_net_send(dev, now, 0);
@@ -314,7 +336,6 @@ static void stop_now(struct mg_device *dev, mg_time now)
 		close(fd);
 	if (ret || sent) {
 		/* Not stopped after all. */
-		mg_net_plain(dev->net, false);
 		mg_resume(dev->engine, mg_now(), NULL);
 		mg_net_send(dev, now, 0);
 		change(c, LINKED, MG_NEVER);
@@ -356,11 +377,6 @@ static void resume_now(struct mg_device *dev, const struct mg_ctl_welcome *w, co
 
 	mg_progress_lock(dev);
 	ret = mg_net_adopt(dev->net, fds, n_fds);
-	if (!ret && (w->qpn_base != c->self.qpn_base || w->qpn_count != c->self.qpn_count)) {
-		/* Our QPNs are fixed: with another range packets would not reach us. */
-		mg_net_close(dev->net);
-		ret = EINVAL;
-	}
 	if (!ret) {
 		ret = mg_control_addr(dev, w, &port, &addr);
 		if (ret)
@@ -399,7 +415,12 @@ static void on_welcome(struct mg_device *dev, const struct mg_ctl_welcome *w, in
 		/* Not now: tried again as if it had not been there. */
 		lost(c, now);
 		c->next = now + RECONNECT_NS;
+	} else if (w->qpn_base != c->self.qpn_base || w->qpn_count != c->self.qpn_count) {
+		/* Our QPNs are fixed: with another range packets would not reach us. */
+		lost(c, now);
+		c->next = now + RECONNECT_NS;
 	} else if (c->state == GREETING) {
+		c->self.slot = w->slot;
 		change(c, LINKED, MG_NEVER);
 	} else {
 		*n_fds = 0;

@@ -95,9 +95,12 @@ int mg_ctl_receive(int fd, struct mg_ctl_msg *msg, int fds[MG_CTL_MAX_FDS], size
 
 /*
  * At device open: connect, say hello, wait for the agent's welcome and sockets (n_sockets in fds,
- * the caller's). ENOENT: there is no agent, *out is NULL. Other errors have been said on stderr.
+ * the caller's). ENOENT: there is no agent; then mg_control_alone is to follow, or *out is NULL when
+ * none is wanted. Other errors have been said on stderr, *out is NULL.
  */
 int mg_control_open(struct mg_control **out, struct mg_ctl_welcome *welcome, int fds[MG_CTL_MAX_FDS]);
+/* We run without an agent, at this address and with all QPNs; one that comes later is told so. */
+void mg_control_alone(struct mg_control *c, const struct mg_addr *addr);
 void mg_control_free(struct mg_control *c);    /* NULL is fine */
 int mg_control_fd(const struct mg_control *c); /* to poll for input; -1: none */
 void mg_control_hang_up(struct mg_control *c); /* close the connection and no more (after fork) */

@@ -169,6 +169,8 @@ static int open_alone(struct mg_device *dev, struct mg_config *cfg)
 	if (ret)
 		say_bind_error(&cfg->addr, dev->port.ifname, ret);
 	cfg->qpn_count = MG_QPN_MASK + 1u;
+	if (dev->control)
+		mg_control_alone(dev->control, &cfg->addr);
 	return ret;
 }
 
@@ -210,17 +212,19 @@ static void say_counters(struct mg_device *dev)
 		unsigned long long n = mg_counter_get(dev->engine, i);
 
 		if (n)
-			at += (size_t)snprintf(line + at, sizeof(line) - at, " %s=%llu", mg_counter_name[i], n);
+			at += (size_t)snprintf(line + at, sizeof(line) - at, " %s=%llu", mg_counter_name[i],
+					       n);
 	}
 	mg_say("counters%s", line);
 }
 
 static void close_device(struct mg_device *dev)
 {
+	/* The sockets before the connection: when the agent sees its end, nothing is left open here. */
+	mg_net_free(dev->net);
 	mg_control_free(dev->control);
 	if (dev->engine)
 		mg_engine_destroy(dev->engine);
-	mg_net_free(dev->net);
 	if (dev->wake_fd >= 0)
 		close(dev->wake_fd);
 	pthread_mutex_destroy(&dev->lock);

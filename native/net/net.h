@@ -101,8 +101,6 @@ static inline bool mg_net_open(const struct mg_net *net)
 {
 	return net->sock[MG_V4].fd >= 0 || net->sock[MG_V6].fd >= 0;
 }
-/* While we are stopped the agent reads from a duplicate: one packet per call; false: trains again. */
-void mg_net_plain(struct mg_net *net, bool plain);
 
 /* ---- tx.c, rx.c (mg_net_flush and mg_net_poll are in device.h) --------------------------------- */
 

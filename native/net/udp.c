@@ -125,15 +125,6 @@ void mg_net_close(struct mg_net *net)
 	}
 }
 
-void mg_net_plain(struct mg_net *net, bool plain)
-{
-	const int gro = !plain;
-
-	for (int i = 0; i < MG_FAMILIES; i++)
-		if (net->sock[i].fd >= 0)
-			setsockopt(net->sock[i].fd, IPPROTO_UDP, UDP_GRO, &gro, sizeof(gro));
-}
-
 static int bind_v4(struct mg_net *net, const struct mg_addr *addr)
 {
 	struct sockaddr_in sin = {.sin_family = AF_INET, .sin_port = htons(MG_ROCE_PORT)};
