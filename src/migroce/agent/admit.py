@@ -155,10 +155,6 @@ class Admission:
         c = self._container
         stopped = c.state.value == "stopped"
         for ctx in contexts:
-            if ctx.phase is Phase.STOPPING:
-                ctx.phase = Phase.RUNNING
-            elif ctx.phase is Phase.RESUMING:
-                ctx.phase = Phase.STOPPED
             if ctx.phase is Phase.RUNNING and not ctx.is_alive():
                 continue
             c.contexts[ctx.slot] = ctx

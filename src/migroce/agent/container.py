@@ -142,32 +142,29 @@ class Container:
         self.changed.set()
 
     def _on_stopped(self, ctx: Context, msg: Stopped, fds: list[int]) -> None:
-        waiter, ctx.stopping = ctx.stopping, None
-        if msg.status:
-            ctx.phase = Phase.RUNNING
-            if waiter is not None and not waiter.done():
-                why = os.strerror(msg.status & 0xFFFF)
-                waiter.set_exception(AgentError(f"{ctx.name} could not stop: {why}"))
-            return
-        ctx.phase = Phase.STOPPED
-        ctx.n_qp = msg.n_qp
-        if waiter is None or waiter.done():
-            return  # too late: it comes back by itself
         try:
-            if len(fds) != 1:
-                raise AgentError(f"{ctx.name} sent {len(fds)} descriptors with its dump", "EBADMSG")
-            waiter.set_result(read_memfd(fds[0], msg.dump_len))
+            if msg.status:
+                ctx.phase = Phase.RUNNING
+                raise AgentError(f"{ctx.name} could not stop: {os.strerror(msg.status & 0xFFFF)}")
+            ctx.phase = Phase.STOPPED  # if too late, it comes back by itself
+            ctx.n_qp = msg.n_qp
+            if len(fds) != 1 or not msg.dump_len:
+                raise AgentError(f"{ctx.name} sent {len(fds)} descriptors for its dump", "EBADMSG")
+            if ctx.stopping is not None:
+                ctx.dump = read_memfd(fds[0], msg.dump_len)
         except AgentError as e:
-            waiter.set_exception(e)
+            waiter, ctx.stopping = ctx.stopping, None
+            if waiter is not None and not waiter.done():
+                waiter.set_exception(e)
 
     def _on_resumed(self, ctx: Context, msg: Resumed) -> None:
         if ctx.phase is not Phase.RESUMING:
             return
         if msg.status:
-            log.error("%s: %s could not resume: %s", self.id, ctx.name, os.strerror(msg.status & 0xFFFF))
-            ctx.phase = Phase.STOPPED
+            ctx.phase = Phase.STOPPED  # it tries again by itself, every few ms: the address may be coming up
+            ctx.error = os.strerror(msg.status & 0xFFFF)
         else:
-            ctx.phase = Phase.RUNNING
+            ctx.phase, ctx.error = Phase.RUNNING, ""
             ctx.n_qp = msg.n_qp
         if self.state is State.RESUMING and not self.lock.locked() and not self.missing():
             self.state = State.RUNNING  # a latecomer, after a resume that timed out
@@ -198,8 +195,11 @@ class Container:
                 dumping.set_exception(AgentError(f"{ctx.name} has gone", "ESRCH"))
         ctx.dumping.clear()
         waiter, ctx.stopping = ctx.stopping, None
+        data, ctx.dump = ctx.dump, b""
         if waiter is not None and not waiter.done():
-            if reason and not link.process_gone():
+            if data:
+                waiter.set_result(data)
+            elif reason and not link.process_gone():
                 waiter.set_exception(AgentError(f"{ctx.name} could not be stopped: its connection {reason}"))
             else:
                 waiter.set_result(None)

@@ -52,6 +52,10 @@ class Context:
     n_qp: int = 0
     stopping: asyncio.Future[bytes | None] | None = None
     """Gets the dump, or None when the process has ended or closed its device."""
+    dump: bytes = b""
+    """Taken with STOPPED; passed on when the connection has ended: then nothing is open there any more."""
+    error: str = ""
+    """Why its last attempt to resume failed."""
     dumping: dict[int, asyncio.Future[bytes]] = field(default_factory=dict)
     hold: asyncio.TimerHandle | None = None
     pidfd: int | None = None
@@ -78,10 +82,11 @@ class Context:
         return netns.is_alive(self.pid, self.start)
 
     def to_state(self) -> dict[str, Any]:
-        """For the state file."""
+        """For the state file: of what is under way, where it would begin again."""
+        phase = {Phase.STOPPING: Phase.RUNNING, Phase.RESUMING: Phase.STOPPED}.get(self.phase, self.phase)
         return {"slot": self.slot, "qpn_base": self.qpn_base, "qpn_count": self.qpn_count,
                 "instance": self.instance.hex(), "pid": self.pid, "start": self.start, "comm": self.comm,
-                "gid": self.gid.hex(), "phase": self.phase.value, "n_qp": self.n_qp}
+                "gid": self.gid.hex(), "phase": phase.value, "n_qp": self.n_qp}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Context:

@@ -80,6 +80,7 @@ async def _stop_all(c: Container, seconds: float) -> dict[Context, bytes]:
     waiting: dict[Context, asyncio.Future[bytes | None]] = {}
     for ctx in list(c.contexts.values()):
         ctx.stopping = waiting[ctx] = loop.create_future()
+        ctx.dump = b""
         ctx.phase = Phase.STOPPING
         if ctx.link is not None:
             ctx.link.send(Stop(0, min(TOKEN_MS, int(seconds * 250))), request_id=c.next_request())
@@ -197,8 +198,9 @@ async def resume(c: Container, seconds: float, event: EventSink) -> dict[str, An
             if not missing:
                 break
             if loop.time() - start >= seconds:
+                who = ", ".join(x.name + (f", last error: {x.error}" if x.error else "") for x in missing)
                 raise AgentError(f"{len(missing)} of {len(c.contexts)} processes did not come back within "
-                                 f"{seconds:g} s: {', '.join(x.name for x in missing)}", "ETIMEDOUT")
+                                 f"{seconds:g} s: {who}", "ETIMEDOUT")
             await _wait_change(c, start + seconds - loop.time())
             _forget_dead(c)
         c.state = State.RUNNING
@@ -223,7 +225,7 @@ def _begin_resume(c: Container) -> None:
     if c.netns is not None and expected and c.port is None:
         c.port = c.node.ports.get(netns.open_path(c.netns))
     for ctx in expected:
-        ctx.phase, ctx.came = Phase.STOPPED, False
+        ctx.phase, ctx.came, ctx.error = Phase.STOPPED, False, ""
         if c.port is not None:
             c.port.slots.reserve(ctx.slot, ctx, whole=ctx.whole)
         c.contexts[ctx.slot] = ctx
