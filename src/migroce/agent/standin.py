@@ -6,7 +6,8 @@ docs/protocol.md says why. In short, to a request from a QP's peer:
 - with the capability bit: NAK stopped for its PSN, on which the peer pauses and probes;
 - without it, PSN expected or beyond: RNR NAK for the expected PSN, so that the peer waits and sends again;
 - without it, duplicate SEND or WRITE: the acknowledgement again; duplicate atomic: its recorded result;
-  duplicate READ: nothing (the data is frozen), the peer repeats it;
+  duplicate READ: RNR NAK for its own PSN (the data is frozen; without an answer a peer with short timeouts
+  would give up);
 - responses and TOKEN: nothing, their senders repeat them;
 - RESUME of a peer that was moved meanwhile (proven by its token): its new address is noted and the
   acknowledgement of what was executed sent again, a sign of life; the RESUME itself is repeated until
@@ -32,6 +33,7 @@ from migroce.wire import (
     P_ATOMIC,
     P_LAST,
     P_ONLY,
+    P_READ,
     P_REQUEST,
     P_SEND,
     P_WRITE,
@@ -85,6 +87,8 @@ class _Qp:
     """Where the peer is: it may move while we stand in."""
     peer_epoch: int
     rnr_sent: int = 0
+    read_psn: int | None = None
+    """Lowest duplicate READ that was told to wait: later ones come again behind it."""
 
 
 class StandIn:
@@ -157,9 +161,12 @@ class StandIn:
         record = qp.record
         if psn != record.epsn and qp.rnr_sent:
             return None, "ignored"
+        return self._rnr_nak(qp, record.epsn)
+
+    def _rnr_nak(self, qp: _Qp, psn: int) -> tuple[Reply | None, str]:
         code = _RNR_CODES[min(qp.rnr_sent, len(_RNR_CODES) - 1)]
         qp.rnr_sent += 1
-        return self._ack(qp, record.epsn, Syndrome.RNR_NAK + code), "rnr_nak"
+        return self._ack(qp, psn, Syndrome.RNR_NAK + code), "rnr_nak"
 
     def _duplicate(self, qp: _Qp, psn: int, mask: int, *, ackreq: bool) -> tuple[Reply | None, str]:
         record = qp.record
@@ -168,6 +175,9 @@ class StandIn:
                 return self._ack(qp, (record.epsn - 1) & PSN_MASK, Syndrome.ACK), "ack"
         elif mask & P_ATOMIC and psn in qp.atomics:
             return self._ack(qp, psn, Syndrome.ACK, orig=qp.atomics[psn]), "atomic_ack"
+        elif mask & P_READ and (qp.read_psn is None or (qp.read_psn - psn) & PSN_MASK < 0x800000):
+            qp.read_psn = psn
+            return self._rnr_nak(qp, psn)
         return None, "ignored"
 
     def _peer_moved(self, qp: _Qp, packet: bytes, src_gid: bytes) -> bool:
