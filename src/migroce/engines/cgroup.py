@@ -73,25 +73,39 @@ class Freezer:
             self._write(False)
 
 
+def _everywhere(name: str) -> list[Path]:
+    """The cgroup `name` (relative) in every hierarchy that has it."""
+    base = Path("/sys/fs/cgroup")
+    return [root / name for root in (base, *base.glob("*/")) if (root / name).is_dir()]
+
+
 def destroy(name: str, timeout: float = 5.0) -> None:
-    """Kill what is in the cgroup `name` (relative, of every hierarchy) and remove it; not there is fine.
+    """Kill what is in the cgroup `name` and below, in every hierarchy, and remove it; not there is fine.
 
     For what the runtime does not know: a restore that was killed in the middle.
     """
-    base = Path("/sys/fs/cgroup")
-    roots = [base, *(path for path in base.glob("*") if path.is_dir())]
-    groups = [root / name for root in roots if (root / name).is_dir()]
     end = time.monotonic() + timeout
-    while groups and time.monotonic() < end:
+    while (groups := _everywhere(name)) and time.monotonic() < end:
         for group in groups:
-            for each in sorted(group.glob("**/"), reverse=True):  # innermost first, itself last
+            for each in _innermost_first(group):
                 with contextlib.suppress(OSError):
                     for pid in (each / "cgroup.procs").read_text().split():
                         os.kill(int(pid), signal.SIGKILL)
                 with contextlib.suppress(OSError):
                     (each / "freezer.state").write_text("THAWED")
-                with contextlib.suppress(OSError):
-                    each.rmdir()
-        groups = [group for group in groups if group.is_dir()]
-        if groups:
-            time.sleep(0.005)
+        remove_empty(name)
+        time.sleep(0.002)
+
+
+def remove_empty(name: str) -> None:
+    """Remove the cgroup `name` and those below it as far as they are empty."""
+    for group in _everywhere(name):
+        for each in _innermost_first(group):
+            with contextlib.suppress(OSError):
+                each.rmdir()
+
+
+def _innermost_first(group: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return sorted(group.glob("**/"), reverse=True)
+    return []

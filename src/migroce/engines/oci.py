@@ -134,7 +134,7 @@ class OciEngine:
     def register(self, container: str, netns: Path | None, ip: str | None) -> Path:
         """Tell the agent of a container; the directory to be its /run/migroce. Raises AgentError."""
         with self.agent() as agent:
-            return Path(agent.container_add(container, netns=str(netns) if netns else None, gid=ip))
+            return agent.container_add(container, netns=str(netns) if netns else None, gid=ip)
 
     def start(self, container: str) -> int:
         """Run the container of a bundle of ours; its pid. Raises EngineError."""
@@ -288,7 +288,7 @@ def _status(state: Mapping[str, Any] | None) -> tuple[str, int | None]:
     if state is None:
         return "stopped", None
     pid = int(state.get("init_process_pid") or 0)
-    fields = _stat_fields(pid)
+    fields = stat_fields(pid)
     if fields is None or fields[0] in "ZX" or fields[1] != int(state.get("init_process_start") or 0):
         return "stopped", None
     frozen = False
@@ -297,7 +297,7 @@ def _status(state: Mapping[str, Any] | None) -> tuple[str, int | None]:
     return "paused" if frozen else "running", pid
 
 
-def _stat_fields(pid: int) -> tuple[str, int] | None:
+def stat_fields(pid: int) -> tuple[str, int] | None:
     """(state letter, start time in ticks) of a process, None if it is not there."""
     if pid <= 0:
         return None

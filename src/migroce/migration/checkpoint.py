@@ -8,8 +8,8 @@ its address and the stand-in are kept, so that peers wait until it is restored, 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-import os
 import secrets
 import shutil
 import socket
@@ -27,13 +27,14 @@ from migroce.migration.orchestrate import (
     STOP_TIMEOUT_MS,
     Phases,
     Side,
+    owner,
     retry,
     silent,
     undo_destination,
     undo_source,
 )
 from migroce.migration.report import Progress, Report
-from migroce.nodes import Node, SshNode, resolve
+from migroce.nodes import Node, resolve
 
 
 class Checkpoint:
@@ -62,12 +63,10 @@ class Checkpoint:
         try:
             with self._phase("prepare"):
                 record = Record(
-                    id=self._id, kind="checkpoint", container=container, owner=os.getpid(),
-                    device=about["device"],
-                    source="local" if isinstance(self._node, SshNode) else self._node.spec,
-                    destination=str(self._directory),
+                    id=self._id, kind="checkpoint", container=container, device=about["device"],
+                    destination=str(self._directory), **owner(self._node),
                 )  # fmt: skip
-                self._source("open", **{name: getattr(record, name) for name in record.__slots__})
+                self._source("open", **dataclasses.asdict(record))
                 opened = True
             self._take(about)
         except BaseException as exc:

@@ -138,8 +138,12 @@ class DestinationSide:
             network.create(self.ctx, netns, interfaces, plugged=False)
             self._announcer, self._interfaces = network.Announcer(netns, interfaces), interfaces
         agent_dir = None
-        if about["device"]:
-            agent_dir = self.engine.register(self.container, netns, metadata.get("ip"))
+        if about["device"]:  # the agent's socket is not there until the container may come back to it
+            with self.engine.agent() as agent:
+                ready = agent.container_prepare(
+                    self.container, netns=str(netns) if netns else None, gid=metadata.get("ip"), dumps=[]
+                )
+            agent_dir = Path(ready["dir"])
         bundles.relocate(config, self.ctx, self.container, netns, agent_dir)
         self.engine.write_bundle(self.bundle, config, metadata)
         return self._listen()
@@ -218,7 +222,7 @@ class DestinationSide:
                 agent.container_prepare(
                     self.container, netns=str(netns) if netns else None, gid=metadata.get("ip"),
                     dumps=[str(path) for path in sorted(self.dumps.iterdir())],
-                ) or {}
+                )
             )  # fmt: skip
 
     def restore(self, neighbours: list[dict[str, Any]]) -> dict[str, Any]:

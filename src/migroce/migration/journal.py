@@ -44,7 +44,8 @@ class Record:
     """'', done, or undone."""
     started: float = 0.0
     owner: int = 0
-    """Pid of the command, for people."""
+    owner_start: int = 0
+    """Pid and start time of the command, if it runs on the source: while it lives it sees to failures."""
 
     def past_the_point(self) -> bool:
         """Whether the destination may have spoken to peers: then the move can only be finished."""

@@ -9,6 +9,7 @@ of the new place: any failure is mended by going on. `recover` decides in the sa
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import threading
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from migroce.engines.oci import stat_fields
 from migroce.errors import MigrationError, MigroceError, NodeError
 from migroce.migration import faults, streams
 from migroce.migration.journal import PHASES, Record
@@ -44,11 +46,11 @@ class Side:
         self._kind = kind
 
     def __call__(self, method: str, **args: Any) -> Any:
-        return self.node.call(self._kind, method=method, **self._fixed, **args)
+        return self.node.call(self._kind, method=method, args=args, **self._fixed)
 
     def submit(self, method: str, **args: Any) -> Future[Any]:
         """The same, not waiting for the answer."""
-        return self.node.worker().submit(self._kind, method=method, **self._fixed, **args)
+        return self.node.worker().submit(self._kind, method=method, args=args, **self._fixed)
 
 
 class Phases:
@@ -183,11 +185,10 @@ class Migration:
     def _prepare(self, about: dict[str, Any]) -> None:
         source, destination = self._source, self._destination
         record = Record(
-            id=self.id, kind="migrate", container=self.container, owner=os.getpid(), device=self._device,
-            source="local" if isinstance(source.node, SshNode) else source.node.spec,
-            destination=self._destination_spec(),
+            id=self.id, kind="migrate", container=self.container, device=self._device,
+            destination=self._destination_spec(), **owner(source.node),
         )  # fmt: skip
-        source("open", **{name: getattr(record, name) for name in record.__slots__})
+        source("open", **dataclasses.asdict(record))
         self._opened = True
         self._in = destination("prepare", about=about)
         if not self._direct:
@@ -261,6 +262,14 @@ class Migration:
     def _progress_quietly(self, what: Event) -> None:
         with contextlib.suppress(Exception):
             self._progress(what)
+
+
+def owner(source: Node) -> dict[str, Any]:
+    """What a journal says of the command and of the source, as seen from the source itself."""
+    if isinstance(source, SshNode):
+        return {"source": "local"}
+    fields = stat_fields(os.getpid())
+    return {"source": source.spec, "owner": os.getpid(), "owner_start": fields[1] if fields else 0}
 
 
 def undo_destination(destination: Side) -> None:

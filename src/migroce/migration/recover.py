@@ -7,14 +7,20 @@ then on the destination's is, if it is there; if the destination cannot be asked
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import time
 from pathlib import Path
 
 from migroce.engines.context import NodeContext
+from migroce.engines.oci import stat_fields
 from migroce.errors import MigrationError, MigroceError
 from migroce.migration import journal
 from migroce.migration.orchestrate import Side, finish, undo_destination, undo_source
 from migroce.nodes import Node, resolve
+
+OWNER_LIMIT = 120.0
+"""Seconds that a living command gets to bring its migration to an end itself."""
 
 
 def recover(path: Path) -> str:
@@ -25,6 +31,7 @@ def recover(path: Path) -> str:
         return "nothing to recover: the migration has ended"
     if record.ended:
         return f"nothing to recover: {record.container}'s move is {record.ended}"
+    _let_the_owner_try(path, record)
     with resolve(record.source) as source:
         here = Side(source, "source", record.id, record.container)
         if not here("adopt"):
@@ -39,6 +46,21 @@ def recover(path: Path) -> str:
             return _without_destination(here, record, exc)
         with destination:
             return _with_both(here, destination, record)
+
+
+def _let_the_owner_try(path: Path, record: journal.Record) -> None:
+    """While the command lives it sees to its failures itself (a helper of its has died, say)."""
+    end = time.monotonic() + OWNER_LIMIT
+    while record.owner and time.monotonic() < end:
+        fields = stat_fields(record.owner)
+        if fields is None or fields[0] in "ZX" or fields[1] != record.owner_start:
+            return
+        with contextlib.suppress(MigroceError, FileNotFoundError):
+            if journal.read(path).ended:
+                return
+        if not path.exists():
+            return
+        time.sleep(0.02)
 
 
 def _without_destination(here: Side, record: journal.Record, why: MigroceError) -> str:

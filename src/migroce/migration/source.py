@@ -14,13 +14,14 @@ import os
 import shutil
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from migroce import criu
+from migroce.agent.client import AgentClient
+from migroce.agent.errors import AgentError
 from migroce.engines import bundle as bundles
 from migroce.engines import mounts, network, runc
 from migroce.engines.cgroup import Freezer
@@ -47,7 +48,7 @@ class SourceSide:
         self.journal: journal.Journal | None = None
         self._before: tree.Scan | None = None
         self._lock: NetLock | None = None
-        self._sent_lock = threading.Lock()
+        self._owner: AgentClient | None = None
         self._listening: socket.socket | None = None
 
     # -- before anything stops -----------------------------------------------------------------------------
@@ -117,6 +118,7 @@ class SourceSide:
     def open(self, record: journal.Record) -> None:
         """Begin: the journal, directories in memory, nft waiting. Raises MigroceError, OSError."""
         self.journal = journal.Journal.create(self.ctx, record)
+        self._own()
         journal.prune(self.ctx)
         mem = self.where / "mem"
         mem.mkdir()
@@ -129,6 +131,19 @@ class SourceSide:
             self._lock = NetLock(netns)
             self._lock.arm()
 
+    def _own(self) -> None:
+        """Let the agent watch over us: when this process dies, it starts a recovery."""
+        with contextlib.suppress(AgentError):
+            self._owner = self.engine.agent()
+            self._owner.migration_begin(self.where / "journal.json")
+
+    def _disown(self) -> None:
+        if self._owner is not None:
+            with contextlib.suppress(AgentError):
+                self._owner.migration_end(self.where / "journal.json")
+            self._owner.close()
+            self._owner = None
+
     def adopt(self) -> bool:
         """Have the journal, taking it over if it is an orphan's; False if there is none or it has ended."""
         if self.journal is not None:
@@ -137,6 +152,8 @@ class SourceSide:
         if self.journal is not None and self.journal.record.ended:
             self.journal.close()
             self.journal = None
+        if self.journal is not None:
+            self._own()
         return self.journal is not None
 
     def note(self, phase: str) -> None:
@@ -325,6 +342,7 @@ class SourceSide:
             self.journal.update(ended=how)
             self.journal.close()
             self.journal = None
+        self._disown()
         if how == "done":
             shutil.rmtree(self.where, ignore_errors=True)
 

@@ -97,7 +97,7 @@ def pack(root: Path, names: Iterable[str], target: IO[bytes]) -> int:
                 info = tar.gettarinfo(str(path), arcname=name)
             except FileNotFoundError:
                 continue  # the container is still running and has removed it
-            if info is None:
+            if _nothing(info):
                 continue  # a socket
             info.name = name
             info.pax_headers = {_XATTR + key: value for key, value in _xattrs(path).items()}
@@ -111,6 +111,10 @@ def pack(root: Path, names: Iterable[str], target: IO[bytes]) -> int:
             else:
                 tar.addfile(info)
     return total
+
+
+def _nothing(info: tarfile.TarInfo | None) -> bool:
+    return info is None
 
 
 class _Padded:

@@ -25,6 +25,7 @@ from migroce.engines import context
 from migroce.engines.context import NodeContext
 from migroce.engines.oci import ContainerInfo, OciEngine
 from migroce.errors import EngineError
+from migroce.migration import faults
 from migroce.migration.destination import DestinationSide
 from migroce.migration.journal import Record, journals, locked
 from migroce.migration.link import encode_error
@@ -121,7 +122,7 @@ class Worker:
 
         return recover_all(self.ctx)
 
-    def _source(self, migration: str, container: str, method: str, **args: Any) -> Any:
+    def _source(self, migration: str, container: str, method: str, args: dict[str, Any]) -> Any:
         side = self._sources.get(migration)
         if side is None:
             side = self._sources[migration] = SourceSide(self.ctx, migration, container)
@@ -129,23 +130,25 @@ class Worker:
             args = {"record": Record(**args)}
         return getattr(side, method)(**args)
 
-    def _destination(self, migration: str, container: str, method: str, **args: Any) -> Any:
+    def _destination(self, migration: str, container: str, method: str, args: dict[str, Any]) -> Any:
         side = self._destinations.get(migration)
         if side is None:
             side = self._destinations[migration] = DestinationSide(self.ctx, migration, container)
         return getattr(side, method)(**args)
 
     def _abandoned(self) -> None:
-        """See to what was in the middle: a recovery for each journal that is still open here."""
+        """See to what was in the middle: start a recovery for each journal that is open here."""
         for coming in self._destinations.values():
             with contextlib.suppress(Exception):
                 coming.abandoned()
         for side in self._sources.values():
             if side.journal is not None:
                 log = (side.where / "recover.log").open("ab")
+                env = {name: value for name, value in os.environ.items() if name != faults.VARIABLE}
                 subprocess.Popen(
                     [sys.executable, "-m", "migroce.migration.recover", str(side.journal.path)],
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                    cwd="/", env=env,
                 )  # fmt: skip
                 side.journal.close()
 
