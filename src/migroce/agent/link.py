@@ -14,6 +14,7 @@ import os
 import select
 import socket
 import struct
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -73,7 +74,8 @@ class Link:
         if self.closed:
             return False
         try:
-            socket.send_fds(self._sock, [encode(msg, request_id)], list(fds), socket.MSG_NOSIGNAL)
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+            self._sock.sendmsg([encode(msg, request_id)], rights, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         except OSError as e:
             self.close(f"cannot be written to: {e.strerror}")
             return False
@@ -102,8 +104,7 @@ class Link:
     def _read_one(self) -> bool:
         fds: list[int] = []
         try:
-            data, fds, flags, _ = socket.recv_fds(
-                self._sock, MAX_MESSAGE, MAX_FDS, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+            data, flags = _receive(self._sock, fds)
             if not data:
                 self.close()
                 return False
@@ -131,6 +132,16 @@ def is_dead(pidfd: int) -> bool:
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     return bool(poller.poll(0))
+
+
+def _receive(sock: socket.socket, fds: list[int]) -> tuple[bytes, int]:
+    """One message and its flags; descriptors are appended to `fds`. (socket.recv_fds ignores flags.)"""
+    data, controls, flags, _ = sock.recvmsg(
+        MAX_MESSAGE, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+    for level, kind, value in controls:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds += array("i", value[: len(value) & ~3])
+    return data, flags
 
 
 @contextlib.contextmanager
@@ -189,6 +200,7 @@ class Listener:
                 sock.close()
                 continue
             try:
+                sock.setblocking(False)
                 self.links.add(Link(sock, self._handler, self.links.discard))
             except OSError:
                 sock.close()

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A library connection in the test's own process, for tests that need many or strange ones."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from migroce import control as c
+
+
+class RawLib:
+    """Connects; `hello` returns the WELCOME and keeps the sockets."""
+
+    def __init__(self, path: Path) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.settimeout(10)
+        self.sock.connect(str(path))
+        self.fds: list[int] = []
+        self.instance = os.urandom(16)
+
+    def hello(self, state: int = 0, slot: int = c.NO_SLOT, base: int = 0, count: int = 0,
+              fds: tuple[int, ...] = (), instance: bytes | None = None) -> c.Welcome:
+        msg = c.Hello(instance or self.instance, os.getpid(), state, slot, base, count, "raw")
+        socket.send_fds(self.sock, [c.encode(msg, 9)], list(fds))
+        data, got, _, _ = socket.recv_fds(self.sock, 4096, 4)
+        assert data, "the agent ended the connection"
+        self.fds += got
+        request, answer = c.decode(data)
+        assert isinstance(answer, c.Welcome)
+        assert request == 9
+        assert answer.n_sockets == len(got)
+        return answer
+
+    def ended(self) -> bool:
+        """Whether the agent ends the connection."""
+        try:
+            while self.sock.recv(4096):
+                pass
+        except ConnectionError:
+            pass
+        return True
+
+    def close(self) -> None:
+        self.sock.close()
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = []
