@@ -9,7 +9,9 @@ background when none answers; it lets several processes share the one address an
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import select
 import shutil
 import socket
 import stat
@@ -79,21 +81,49 @@ def ensure_agent(run_dir: Path) -> Path:
         return control
     private_directory(run_dir)
     log = run_dir / "agent.log"
+    ready, tell = os.pipe()
     argv = [sys.executable, "-m", "migroce.agent", "--run-dir", str(run_dir), "--idle-exit", str(IDLE_EXIT)]
-    with log.open("wb") as out:
-        agent = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/", start_new_session=True
-        )
+    try:
+        with log.open("wb" if log.exists() and log.stat().st_size > 1 << 20 else "ab") as out:
+            agent = subprocess.Popen(
+                [*argv, "--ready-fd", str(tell)], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                cwd="/", start_new_session=True, pass_fds=(tell,), env=_clean(os.environ),
+            )  # fmt: skip
+    finally:
+        os.close(tell)
+    with open(ready, "rb") as pipe:
+        known, _, _ = select.select([pipe], [], [], _START_DEADLINE)
+        if known and pipe.read(1):
+            return control
+    if known and _another_starts(run_dir, admin):
+        return control
+    agent.kill()
+    if not known:
+        raise MigroceError(f"the agent did not get ready within {_START_DEADLINE:.0f} s; its log is {log}")
+    words = log.read_text(errors="replace").strip().splitlines() or [f"exit status {agent.wait()}"]
+    raise MigroceError(f"the agent did not start: {words[-1]} (whole log: {log}); or use --no-agent")
+
+
+def _another_starts(run_dir: Path, admin: Path) -> bool:
+    """Whether somebody else's agent was quicker, once it listens."""
     end = time.monotonic() + _START_DEADLINE
-    while not (answers(admin) and control.exists()):
-        if agent.poll() is not None and not answers(admin):  # or a second one was quicker
-            words = log.read_text(errors="replace").strip().splitlines() or [f"status {agent.returncode}"]
-            raise MigroceError(f"the agent did not start: {words[-1]} (whole log: {log})")
-        if time.monotonic() > end:
-            agent.terminate()
-            raise MigroceError(f"the agent did not answer within {_START_DEADLINE:.0f} s; its log is {log}")
-        time.sleep(0.005)
-    return control
+    while time.monotonic() < end:
+        if answers(admin):
+            return True
+        try:
+            with (run_dir / "agent.lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return answers(admin)
+        except BlockingIOError:
+            time.sleep(0.005)
+        except OSError:
+            return False
+    return False
+
+
+def _clean(env: Mapping[str, str]) -> dict[str, str]:
+    """The agent itself must not get the device."""
+    return {name: value for name, value in env.items() if name not in ("LD_PRELOAD", "MIGROCE_AGENT")}
 
 
 def execute(program: Sequence[str], env: Mapping[str, str]) -> NoReturn:

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from migroce.doctor import Check
 
 EPILOG = """
 [bold]Exit status[/bold]: 0 if containers can be migrated on this machine, 1 if something needed is missing.
@@ -38,13 +41,12 @@ def register(app: typer.Typer) -> None:
         if any(check.state is examine.State.BAD for check in checks):
             raise typer.Exit(1)
 
-    def _show(checks: list[object]) -> None:
-        from migroce.doctor import Check, State
+    def _show(checks: list[Check]) -> None:
+        from migroce.doctor import State
         from migroce.report.console import console
 
         signs = {State.GOOD: "[green]ok  [/]", State.WARN: "[yellow]note[/]", State.BAD: "[red]LACK[/]"}
         for check in checks:
-            assert isinstance(check, Check)
             console().print(f"{signs[check.state]} [bold]{check.name}[/]: {check.text}", highlight=False)
             if check.mend:
                 console().print(f"     [dim]->[/] {check.mend}", highlight=False)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from migroce.report.console import human_bytes
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
@@ -58,6 +60,27 @@ def qp_table(qps: Sequence[Json]) -> Table:
             f"{qp['sq_fill']}/{qp['sq_depth']}",
             f"{qp['rq_fill']}/{qp['rq_depth']}",
             "yes" if qp["peer_capable"] else "not known",
+        )
+    return made
+
+
+def live_table(qps: Sequence[Json]) -> Table:
+    """Queue pairs as `ps` shows them: what is going on."""
+    made = table("QPN>|type|state|peer|peer QPN>|MTU>|sent>|received>|sent again>|send queue>|receive queue>")
+    for qp in qps:
+        connected = qp["state"] in ("RTR", "RTS", "SQD")
+        made.add_row(
+            f"{qp['qpn']:#x}",
+            qp["type"],
+            state_name(qp),
+            qp["peer_gid"] if connected else "-",
+            f"{qp['peer_qpn']:#x}" if connected else "-",
+            str(qp["path_mtu"]),
+            human_bytes(qp["tx_bytes"]),
+            human_bytes(qp["rx_bytes"]),
+            f"{qp['retransmits']:,}",
+            f"{qp['sq_fill']}/{qp['sq_depth']}",
+            f"{qp['rq_fill']}/{qp['rq_depth']}",
         )
     return made
 

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What several commands share: finding nodes and containers, completion, JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from migroce.errors import MigroceError
+
+if TYPE_CHECKING:
+    from migroce.nodes import Node
+
+NODE_HELP = "A node: [bold]local[/], a lab node such as [bold]node-a[/], or [bold]ssh://user@host[/]."
+
+
+def print_json(value: Any) -> None:
+    """Plain JSON on standard output."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def local_nodes() -> list[str]:
+    """Specs of the nodes on this machine: those of labs, then the machine itself."""
+    from migroce import nodes
+
+    specs = [f"{path.parent.name}/{path.name}" for path in nodes.lab_states("*")]
+    return [*specs, "local"]
+
+
+@contextlib.contextmanager
+def opened(specs: Sequence[str]) -> Iterator[list[Node]]:
+    """The nodes, closed at the end."""
+    from migroce import nodes
+
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(nodes.resolve(spec)) for spec in specs]
+
+
+@contextlib.contextmanager
+def locate(container: str, node: str | None) -> Iterator[tuple[Node, dict[str, Any]]]:
+    """The node that has `container` (looked for on all nodes of this machine unless `node` is given).
+
+    Raises MigroceError when none or several have it.
+    """
+    with opened([node] if node else local_nodes()) as candidates:
+        if node:
+            yield candidates[0], candidates[0].call("require", container=container)
+            return
+        found = [
+            (each, info) for each in candidates for info in containers_of(each) if info["id"] == container
+        ]
+        running = [(each, info) for each, info in found if info["status"] in ("running", "paused")]
+        if len(running) == 1:
+            found = running
+        if len(found) == 1:
+            yield found[0]
+            return
+        if found:
+            where = ", ".join(each.spec for each, _ in found)
+            raise MigroceError(
+                f"container {container} is on several nodes ({where}); name one with --from or --on"
+            )
+        where = ", ".join(each.spec for each in candidates)
+        raise MigroceError(
+            f"there is no container {container} on {where}; see `migroce ps`, or name its node"
+        )
+
+
+def containers_of(node: Node) -> list[dict[str, Any]]:
+    """The containers of a node; none where the machine has no state of ours and no root."""
+    if node.spec == "local" and os.geteuid() != 0:
+        return []
+    return list(node.call("list"))
+
+
+def complete_node(incomplete: str) -> list[str]:
+    """Shell completion of nodes."""
+    with contextlib.suppress(Exception):
+        names = [spec.rpartition("/")[2] for spec in local_nodes()]
+        return sorted({name for name in names if name.startswith(incomplete)})
+    return []
+
+
+def complete_container(incomplete: str) -> list[str]:
+    """Shell completion of containers (those that are ours: nothing is started for it)."""
+    with contextlib.suppress(Exception):
+        from migroce import nodes, paths
+
+        states = [*nodes.lab_states("*"), paths.run_dir() / "node"]
+        found = {bundle.parent.name for state in states for bundle in state.glob("bundles/*/container.json")}
+        return sorted(name for name in found if name.startswith(incomplete))
+    return []
