@@ -71,10 +71,10 @@ static bool unhex(const char *in, uint8_t *p, size_t n)
 
 static void open_all(void)
 {
-	static const struct mg_device_hooks hooks = { .cq_event = on_cq_event };
+	static const struct mg_device_hooks hooks = {.cq_event = on_cq_event};
 	struct ibv_qp_init_attr_ex init = {
 		.qp_type = IBV_QPT_RC,
-		.cap = { .max_send_wr = DEPTH, .max_recv_wr = DEPTH, .max_send_sge = 2, .max_recv_sge = 2 },
+		.cap = {.max_send_wr = DEPTH, .max_recv_wr = DEPTH, .max_send_sge = 2, .max_recv_sge = 2},
 		.sq_sig_all = 1,
 	};
 	char gid[33];
@@ -97,8 +97,9 @@ static void open_all(void)
 	if (ret)
 		die("create", ret);
 	hex(t.dev->port.gid[1].gid, 16, gid);
-	printf("ready %u %s %u %llu %s %u %u\n", mg_qp_num(t.qp), gid, mg_mr_rkey(t.mr), (unsigned long long)(uintptr_t)t.buf,
-	       t.dev->port.ifname, t.dev->port.active_mtu, t.dev->port.n_gid);
+	printf("ready %u %s %u %llu %s %u %u\n", mg_qp_num(t.qp), gid, mg_mr_rkey(t.mr),
+	       (unsigned long long)(uintptr_t)t.buf, t.dev->port.ifname, t.dev->port.active_mtu,
+	       t.dev->port.n_gid);
 }
 
 static void modify(struct ibv_qp_attr *attr, int mask)
@@ -115,8 +116,9 @@ static void modify(struct ibv_qp_attr *attr, int mask)
 
 static void cmd_connect(const char *args)
 {
-	struct ibv_qp_attr a = { .qp_state = IBV_QPS_INIT, .port_num = 1,
-				 .qp_access_flags = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ };
+	struct ibv_qp_attr a = {.qp_state = IBV_QPS_INIT,
+				.port_num = 1,
+				.qp_access_flags = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ};
 	unsigned qpn, rkey, psn, peer_psn, mtu;
 	unsigned long long addr;
 	char gid[33];
@@ -126,8 +128,12 @@ static void cmd_connect(const char *args)
 	t.peer_rkey = rkey;
 	t.peer_addr = addr;
 	modify(&a, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
-	a = (struct ibv_qp_attr){ .qp_state = IBV_QPS_RTR, .dest_qp_num = qpn, .rq_psn = peer_psn,
-				  .max_dest_rd_atomic = 16, .min_rnr_timer = 12, .path_mtu = IBV_MTU_256 };
+	a = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTR,
+				 .dest_qp_num = qpn,
+				 .rq_psn = peer_psn,
+				 .max_dest_rd_atomic = 16,
+				 .min_rnr_timer = 12,
+				 .path_mtu = IBV_MTU_256};
 	while ((128u << a.path_mtu) < mtu)
 		a.path_mtu++;
 	a.ah_attr.is_global = 1;
@@ -138,8 +144,12 @@ static void cmd_connect(const char *args)
 		die("gid", EINVAL);
 	modify(&a, IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
 			   IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
-	a = (struct ibv_qp_attr){ .qp_state = IBV_QPS_RTS, .sq_psn = psn, .timeout = 14, .retry_cnt = 7, .rnr_retry = 7,
-				  .max_rd_atomic = 16 };
+	a = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTS,
+				 .sq_psn = psn,
+				 .timeout = 14,
+				 .retry_cnt = 7,
+				 .rnr_retry = 7,
+				 .max_rd_atomic = 16};
 	modify(&a, IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN |
 			   IBV_QP_MAX_QP_RD_ATOMIC);
 	printf("connected\n");
@@ -147,8 +157,9 @@ static void cmd_connect(const char *args)
 
 static void post_send(enum ibv_wr_opcode op, uint32_t i, size_t size, size_t slot)
 {
-	struct ibv_sge sge = { .addr = (uintptr_t)t.buf + slot, .length = (uint32_t)size, .lkey = mg_mr_lkey(t.mr) };
-	struct ibv_send_wr wr = { .wr_id = i, .sg_list = &sge, .num_sge = 1, .opcode = op }, *bad;
+	struct ibv_sge sge = {
+		.addr = (uintptr_t)t.buf + slot, .length = (uint32_t)size, .lkey = mg_mr_lkey(t.mr)};
+	struct ibv_send_wr wr = {.wr_id = i, .sg_list = &sge, .num_sge = 1, .opcode = op}, *bad;
 	int ret;
 
 	if (op == IBV_WR_SEND)
@@ -166,8 +177,9 @@ static void post_send(enum ibv_wr_opcode op, uint32_t i, size_t size, size_t slo
 
 static void post_recv(uint32_t i, size_t size, size_t slot)
 {
-	struct ibv_sge sge = { .addr = (uintptr_t)t.buf + HALF + slot, .length = (uint32_t)size, .lkey = mg_mr_lkey(t.mr) };
-	struct ibv_recv_wr wr = { .wr_id = i, .sg_list = &sge, .num_sge = 1 }, *bad;
+	struct ibv_sge sge = {
+		.addr = (uintptr_t)t.buf + HALF + slot, .length = (uint32_t)size, .lkey = mg_mr_lkey(t.mr)};
+	struct ibv_recv_wr wr = {.wr_id = i, .sg_list = &sge, .num_sge = 1}, *bad;
 	int ret = mg_post_recv(t.qp, &wr, &bad);
 
 	if (ret)
@@ -229,7 +241,8 @@ static void run(enum ibv_wr_opcode op, uint32_t n_send, uint32_t n_recv, size_t 
 			}
 		}
 		if (mg_now() > end) {
-			printf("error timeout: %u of %u sent, %u of %u received\n", send_done, n_send, recv_done, n_recv);
+			printf("error timeout: %u of %u sent, %u of %u received\n", send_done, n_send,
+			       recv_done, n_recv);
 			exit(1);
 		}
 	}
@@ -286,6 +299,28 @@ static void cmd_fork(void)
 		mg_device_unlock(t.dev);
 		mg_device_put(t.dev);
 		_exit(ok ? 0 : 1);
+	}
+	waitpid(pid, &status, 0);
+	printf("child %d\n", status);
+}
+
+/* A child opens a device of its own, at another address, while the parent keeps its. */
+static void cmd_childopen(const char *addr)
+{
+	int status = 0;
+	pid_t pid;
+
+	fflush(stdout);
+	pid = fork();
+	if (!pid) {
+		struct mg_device *dev;
+
+		setenv("MIGROCE_ADDR", addr, 1);
+		dev = mg_device_get();
+		if (!dev || dev == t.dev)
+			_exit(1);
+		mg_device_put(dev);
+		_exit(0);
 	}
 	waitpid(pid, &status, 0);
 	printf("child %d\n", status);
@@ -372,7 +407,10 @@ int main(void)
 			cmd_counters();
 		else if (!strcmp(cmd, "fork"))
 			cmd_fork();
-		else if (!strcmp(cmd, "exit"))
+		else if (!strcmp(cmd, "childopen")) {
+			line[strcspn(line, "\n")] = '\0';
+			cmd_childopen(line + at);
+		} else if (!strcmp(cmd, "exit"))
 			exit(0); /* without closing anything */
 		else if (!strcmp(cmd, "quit"))
 			break;
