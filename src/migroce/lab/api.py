@@ -105,7 +105,7 @@ class Lab:
         except (OSError, ValueError, KeyError):
             return None
         wanted = [plan.underlay_ns(), *(plan.node_ns(node) for node in plan.nodes)]
-        if not all(topology.netns_path(each).is_mount() for each in wanted):
+        if not all(os.path.ismount(topology.netns_path(each)) for each in wanted):
             return None
         contexts = {node: NodeContext.load(_state(name) / node) for node in plan.nodes}
         return cls(name, _state(name), plan, contexts)
