@@ -180,7 +180,7 @@ class FakeLib:
             now = time.monotonic()
             if self.conn is None and now >= self.next_try:
                 self.hello()
-            watch: list[Any] = [sys.stdin, *self.udp]
+            watch: list[Any] = [sys.stdin, *([] if self.args.deaf else self.udp)]
             timeout = None
             if self.conn is not None:
                 watch.append(self.conn)
@@ -203,6 +203,7 @@ def main() -> None:
     p.add_argument("--peer", default="")
     p.add_argument("--comm", default="fake")
     p.add_argument("--stop", default="well")
+    p.add_argument("--deaf", action="store_true")
     p.add_argument("--resume-fails", type=int, default=0)
     FakeLib(p.parse_args()).run()
 

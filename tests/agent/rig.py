@@ -143,8 +143,11 @@ class Agent:
             env = os.environ | {"PYTHONPATH": str(SRC)}
             self.process = subprocess.Popen(argv, pass_fds=[told], stderr=log, env=env)
         os.close(told)
-        assert os.read(ready, 16), self.log.read_text()
+        listens = os.read(ready, 16)
         os.close(ready)
+        if not listens:
+            self.process.wait(WAIT)
+            raise AssertionError(self.log.read_text())
         self.client = AgentClient(self.run_dir / "admin.sock")
 
     def kill(self) -> None:
@@ -165,8 +168,9 @@ class Agent:
     def close(self) -> None:
         if self.process.poll() is None:
             self.end()
-        problems = [line for line in self.log.read_text().splitlines() if "Traceback" in line or "never" in line]
-        assert not problems, self.log.read_text()
+        log = self.log.read_text()
+        assert "Traceback" not in log, log
+        assert "never" not in log, log  # "... was never retrieved", "... was never awaited"
 
 
 class Fake:

@@ -16,6 +16,7 @@ from migroce.agent.client import AgentError
 from migroce.control import SLOT_SHIFT
 from migroce.wire import Op
 
+from .rawlib import RawLib
 from .rig import Agent, Fake, Peer, Wires, eventually, unix_sockets
 
 Fakes = Callable[..., Fake]
@@ -109,17 +110,13 @@ def test_steering_goes_on_right_when_a_forked_child_keeps_the_socket(
     def steered() -> bool:  # the agent looks for such sockets each second
         for slot in (1, 2):
             knock(peer, slot << SLOT_SHIFT | 5)
-        return all(not f.quiet() and received(f) >> SLOT_SHIFT == s for s, f in ((1, fakes[1]), (2, fakes[2])))
+        return all(not fakes[s].quiet() and received(fakes[s]) >> SLOT_SHIFT == s for s in (1, 2))
 
     eventually(steered)
 
 
-def test_when_the_slots_are_used_up_the_next_process_is_told(
-    agent: Agent, wires: Wires, start_fake: Fakes
-) -> None:
+def test_when_the_slots_are_used_up_the_next_process_is_told(agent: Agent, wires: Wires) -> None:
     agent.client.container_add("c1", netns=wires.path(wires.a))
-    from .rawlib import RawLib
-
     libs = [RawLib(agent.run_dir / "c/c1/agent.sock") for _ in range(64)]
     assert [lib.hello().slot for lib in libs] == list(range(64))
     extra = RawLib(agent.run_dir / "c/c1/agent.sock")
@@ -246,7 +243,8 @@ def test_a_resume_names_the_process_that_does_not_come(
     frozen.expect("welcome")
     agent.client.container_stop("c1", tmp_path / "d")
     frozen.process.send_signal(signal.SIGSTOP)
-    with pytest.raises(AgentError, match=r"1 of 2 processes did not come back within 0\.2 s: ib_send_bw \(pid"):
+    says = r"1 of 2 processes did not come back within 0\.2 s: ib_send_bw \(pid"
+    with pytest.raises(AgentError, match=says):
         agent.client.container_resume("c1", timeout_ms=200)
     frozen.process.send_signal(signal.SIGCONT)
     assert agent.client.container_resume("c1")["contexts"] == 2
@@ -348,8 +346,10 @@ def test_nothing_is_left_behind(start_agent: Callable[..., Agent], wires: Wires,
     assert not wires.run(wires.a, lambda: Path("/proc/thread-self/net/udp").read_text().count("12B7"))
 
 
-def test_an_idle_agent_ends_by_itself(start_agent: Callable[..., Agent], start_fake: Fakes, wires: Wires) -> None:
-    agent = start_agent("--idle-exit", "0.1", wires=wires)
+def test_an_idle_agent_ends_by_itself(
+    start_agent: Callable[..., Agent], start_fake: Fakes, wires: Wires
+) -> None:
+    agent = start_agent("--idle-exit", "2", wires=wires)
     fake = start_fake(agent.run_dir / "agent.sock", wires=wires)
     fake.expect("welcome")
     fake.close()

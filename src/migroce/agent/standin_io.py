@@ -45,7 +45,7 @@ _SOL_PACKET, _PACKET_VNET_HDR = 263, 15
 _VNET_LEN = 10
 _GSO_UDP_L4 = 5
 _GUESS_FROM = 32  # shorter ones are no trains
-_BATCH = 64
+_BATCH = 32
 _MAX_DATAGRAM = 65536 + 64
 _NET_OFF = 0xFFF00000  # SKF_NET_OFF: relative to the IP header
 _V4_PREFIX = b"\0" * 10 + b"\xff\xff"
@@ -129,16 +129,15 @@ class StandInIO:
     def _read_packet(self, sock: socket.socket) -> bool:
         return self._handle(_receive_packet(sock))
 
-    def _handle(self, trains: Iterator[_Train | None]) -> bool:
+    def _handle(self, received: Iterator[_Train | None]) -> bool:
         """Answer one batch; whether there may be more.
 
-        A peer that speaks the extension pauses on the first answer: the rest of what it has sent to
-        that QP would only repeat it.
+        A peer that speaks the extension pauses on the first answer: the rest of what it had sent to
+        that QP by then would only repeat it. Hence all is read before anything is answered.
         """
         told: set[bytes] = set()
-        more = False
-        for n, train in enumerate(trains, 1):
-            more = n == _BATCH
+        trains = list(received)
+        for train in trains:
             if train is None:
                 continue
             for packet in train.packets():
@@ -149,7 +148,7 @@ class StandInIO:
                     self._send(reply, train.scope)
                     if len(key) == 4 and key[0] & 1:
                         told.add(key)
-        return more
+        return len(trains) == _BATCH
 
     def _send(self, reply: Reply, scope: int) -> None:
         v4 = reply.dst_gid[:12] == _V4_PREFIX
@@ -319,14 +318,12 @@ def _packet_sockets(slots: Sequence[int]) -> list[socket.socket]:
     made: list[socket.socket] = []
     try:
         for protocol in (_ETH_P_IP, _ETH_P_IPV6):
-            # Protocol 0 first: nothing may come in before the filter is there.
             kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-            sock = socket.socket(socket.AF_PACKET, kind, 0)
+            sock = socket.socket(socket.AF_PACKET, kind, socket.htons(protocol))
             made.append(sock)
             if _tells_train_size():
                 sock.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
             attach_filter(sock, _slot_filter(protocol, slots))
-            sock.bind(("", protocol))
     except BaseException:
         for sock in made:
             sock.close()
