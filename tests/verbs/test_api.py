@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every test of the C programs, as a test of its own: programs in c/, names in their TV_MAIN."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from verbs_programs import FORWARD, PROGRAMS, Preload, cases_of
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
+
+CASES = [(program, name) for program in (*PROGRAMS, FORWARD) for name in cases_of(program)]
+
+
+@pytest.mark.parametrize(("program", "name"), CASES, ids=[f"{p[2:]}:{n}" for p, n in CASES])
+def test_verbs(programs: dict[str, Path], preload: Preload, program: str, name: str) -> None:
+    done = preload.alone(programs[program], name)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"

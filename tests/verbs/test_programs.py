@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Unmodified programs of perftest and ibverbs-utils, between two namespaces and alone."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from verbs_pair import Pair
+from verbs_programs import Preload
+
+PERFTEST_PORT = 18515
+PINGPONG_PORT = 18515
+
+MTUS = (256, 512, 1024, 2048)
+
+# One line per property of a program's traffic that something once could get wrong.
+PERFTEST = (
+    "ib_send_bw -n 500",
+    "ib_send_bw -n 500 -b",
+    "ib_send_bw -n 500 -e",
+    "ib_send_bw -n 500 -b -e",
+    "ib_send_bw -n 500 --use_old_post_send",
+    "ib_send_bw -n 2000 -s 8 -I 8",
+    "ib_send_bw -n 500 -q 8",
+    "ib_send_bw -n 500 -q 8 -b",
+    "ib_send_bw -n 1024 -s 256 -l 32",
+    "ib_send_bw -n 1000 -Q 100",
+    "ib_send_bw -n 1000 -Q 1 -t 4 -r 8",
+    "ib_send_bw -a -n 10",
+    "ib_send_bw -n 20 -s 8388608",
+    "ib_write_bw -n 500",
+    "ib_write_bw -n 500 -b",
+    "ib_write_bw -n 500 -b -q 8",
+    "ib_write_bw -a -n 10",
+    "ib_write_bw -n 1024 -s 64 -l 16 -I 64",
+    "ib_write_bw -n 500 --write_with_imm",
+    "ib_read_bw -n 500",
+    "ib_read_bw -n 500 -b -e -q 4",
+    "ib_read_bw -a -n 10",
+    "ib_read_bw -n 500 -o 1",
+    "ib_send_lat -n 500",
+    "ib_send_lat -n 200 -e",
+    "ib_send_lat -a -n 10",
+    "ib_send_lat -n 500 -s 2 -I 0",
+    "ib_write_lat -n 500",
+    "ib_write_lat -a -n 10",
+    "ib_read_lat -n 500",
+    "ib_read_lat -n 200 -e",
+    "ib_read_lat -a -n 10",
+    *(f"ib_{op}_bw -n 300 -s 10000 -m {mtu}" for op in ("send", "write", "read") for mtu in MTUS),
+)
+PINGPONG = (
+    "ibv_rc_pingpong -g 1 -n 500",
+    "ibv_rc_pingpong -g 1 -n 300 -e",
+    "ibv_rc_pingpong -g 1 -n 300 -e -s 100000",
+    "ibv_rc_pingpong -g 1 -n 500 --new_send",
+    "ibv_rc_pingpong -g 1 -n 100 -m 4096 -s 1000000",
+    "ibv_rc_pingpong -g 1 -n 500 -c",
+)
+
+
+def _command(line: str) -> list[str]:
+    program, *rest = line.split()
+    path = shutil.which(program)
+    if path is None:
+        pytest.skip(f"{program} is not installed")
+    return [path, "-d", "rxe0", *rest]
+
+
+@pytest.mark.parametrize("line", PERFTEST)
+def test_perftest_completes(pair: Pair, line: str) -> None:
+    command = _command(line)
+    if "--write_with_imm" in command and "write_with_imm" not in _help(command[0]):
+        pytest.skip("this perftest has no --write_with_imm")
+    pair.run(command, port=PERFTEST_PORT).check()
+
+
+def _help(program: str) -> str:
+    return subprocess.run([program, "--help"], capture_output=True, text=True, check=False).stdout
+
+
+@pytest.mark.parametrize("line", PINGPONG)
+def test_pingpong_completes(pair: Pair, line: str) -> None:
+    pair.run(_command(line), port=PINGPONG_PORT).check()
+
+
+def test_pingpong_validates_what_arrives(pair: Pair) -> None:
+    """-c makes ibv_rc_pingpong fill and check each buffer; a wrong byte is said, not counted."""
+    outcome = pair.run(_command("ibv_rc_pingpong -g 1 -n 200 -s 70000 -c"), port=PINGPONG_PORT)
+    outcome.check()
+    assert "invalid data" not in outcome.server.stdout + outcome.client.stdout
+
+
+def test_ibv_devices_lists_the_device(preload: Preload) -> None:
+    done = preload.alone(Path(_command("ibv_devices")[0]))
+    assert done.returncode == 0
+    assert re.search(r"^\s+rxe0\s+[0-9a-f]{16}$", done.stdout, re.MULTILINE)
+
+
+def test_ibv_devinfo_tells_everything(preload: Preload) -> None:
+    done = preload.alone(Path(_command("ibv_devinfo")[0]), "-v")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for line in (
+        "hca_id:\trxe0", "transport:\t\t\tInfiniBand (0)", "state:\t\t\tPORT_ACTIVE (4)",
+        "link_layer:\t\tEthernet", "phys_state:\t\tLINK_UP (5)", "max_mtu:\t\t4096 (5)",
+    ):  # fmt: skip
+        assert line in done.stdout
+    assert re.search(r"GID\[ +1\]:\s+::ffff:127\.0\.0\.1, RoCE v2", done.stdout)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Two network namespaces with a link, and client/server programs run in them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from verbs_programs import Preload, sanitized
+
+ADDRESSES = ("10.99.0.1", "10.99.0.2")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What both ends of a run said."""
+
+    server: subprocess.CompletedProcess[str]
+    client: subprocess.CompletedProcess[str]
+
+    def check(self) -> None:
+        """Both ended well."""
+        told = "\n".join(
+            f"{end} {run.args} -> {run.returncode}\n{run.stdout}{run.stderr}"
+            for end, run in (("server", self.server), ("client", self.client))
+        )
+        assert self.server.returncode == 0, told
+        assert self.client.returncode == 0, told
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Namespaces 0 (server) and 1 (client)."""
+
+    preload: Preload
+
+    @staticmethod
+    def names() -> tuple[str, str]:
+        """Names of the namespaces, this process's own."""
+        return (f"mgv{os.getpid()}s", f"mgv{os.getpid()}c")
+
+    @classmethod
+    def up(cls, preload: Preload) -> Pair:
+        """Make them. Raises CalledProcessError when `ip` fails."""
+        server, client = cls.names()
+        for name in (server, client):
+            _ip("netns", "add", name)
+        _ip("link", "add", "veth", "netns", server, "type", "veth", "peer", "name", "veth", "netns", client)
+        for name, address in zip((server, client), ADDRESSES, strict=True):
+            _ip("-n", name, "link", "set", "lo", "up")
+            _ip("-n", name, "link", "set", "veth", "mtu", "9000", "up")
+            _ip("-n", name, "address", "add", f"{address}/24", "dev", "veth")
+        return cls(preload)
+
+    def down(self) -> None:
+        """Take them away with all that is in them."""
+        for name in self.names():
+            _ip("netns", "del", name)
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        server: Sequence[str] = (),
+        client: Sequence[str] = (),
+        port: int,
+        timeout: float = 60,
+    ) -> Outcome:
+        """Start `command` as a server, and as a client once the server listens on TCP `port`."""
+        timeout *= 4 if sanitized() else 1
+        first = self._start(0, [*command, *server])
+        try:
+            self._wait_for_listener(first, port, timeout)
+            second = self._start(1, [*command, *client, ADDRESSES[0]])
+            try:
+                return Outcome(client=_finish(second, timeout), server=_finish(first, timeout))
+            finally:
+                second.kill()
+                second.wait()
+        finally:
+            first.kill()
+            first.wait()
+
+    def _start(self, end: int, command: list[str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["nsenter", f"--net=/run/netns/{self.names()[end]}", "env", *self._settings(end), *command],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def _settings(self, end: int) -> list[str]:
+        ours = ("LD_PRELOAD", "MIGROCE_ADDR", "MIGROCE_AGENT")
+        environment = self.preload.environment(ADDRESSES[end])
+        return [f"{name}={environment[name]}" for name in ours]
+
+    def _wait_for_listener(self, process: subprocess.Popen[str], port: int, timeout: float) -> None:
+        """Until /proc/net/tcp of the server's namespace shows the port: no connection is made."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end and process.poll() is None:
+            if _listens(process.pid, port):
+                return
+            time.sleep(0.01)
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"the server does not listen on {port}: {out}{err}")
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether a TCP socket listens on `port` in the network namespace of `pid`."""
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
+        except OSError:  # the process is gone
+            return False
+        for line in lines:
+            _, local, _, state, *_ = line.split()
+            if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+                return True
+    return False
+
+
+def _finish(process: subprocess.Popen[str], timeout: float) -> subprocess.CompletedProcess[str]:
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        err += f"\n[killed after {timeout} s]"
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def _ip(*args: str) -> None:
+    subprocess.run(["ip", *args], check=True)
+
+
