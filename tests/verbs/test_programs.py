@@ -72,10 +72,14 @@ def _command(line: str) -> list[str]:
 
 
 # Every size: perftest measures the processor's clock for half a second at each of the 23.
-ALL_SIZES = [f"ib_{op}_{kind} -a -n 10" for op in ("send", "write", "read") for kind in ("bw", "lat")]
+ALL_SIZES = [
+    pytest.param(f"ib_{op}_{kind} -a -n 10", marks=pytest.mark.slow)
+    for op in ("send", "write", "read")
+    for kind in ("bw", "lat")
+]
 
 
-@pytest.mark.parametrize("line", [*PERFTEST, *(pytest.param(line, marks=pytest.mark.slow) for line in ALL_SIZES)])
+@pytest.mark.parametrize("line", [*PERFTEST, *ALL_SIZES])
 def test_perftest_completes(pair: Pair, line: str) -> None:
     command = _command(line)
     if "--write_with_imm" in command and "write_with_imm" not in _help(command[0]):
