@@ -26,7 +26,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/random.h>
 #include <unistd.h>
 
@@ -85,7 +84,8 @@ static int say_hello(struct mg_control *c, enum mg_ctl_hello_state state, const 
 
 	c->self.state = state;
 	c->self.pid = (uint32_t)getpid();
-	prctl(PR_GET_NAME, c->self.comm, 0, 0, 0);
+	/* Not the name of the thread that happens to say hello. */
+	snprintf(c->self.comm, sizeof(c->self.comm), "%.15s", program_invocation_short_name);
 	len = mg_ctl_build_hello(buf, ++c->last_request, &c->self);
 	return mg_ctl_send(c->fd, buf, len, fds, n_fds);
 }
