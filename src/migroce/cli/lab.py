@@ -69,11 +69,11 @@ def register(app: typer.Typer) -> None:
 
         _status([api.Lab.load(name) for name in api.labs()], json_output)
 
-    @lab.command(context_settings=PROGRAM, options_metavar="[OPTIONS]")
+    @lab.command(epilog="  migroce lab run node-a cont-moving --ip 10.0.1.7 -- ib_send_bw -d rxe0 -b")
     def run(
         node: Annotated[str, typer.Argument(autocompletion=complete_node, show_default=False)],
         container: Annotated[str, typer.Argument(help="A name for it.", show_default=False)],
-        program: Annotated[list[str], typer.Argument(metavar="PROGRAM [ARGUMENT]...", show_default=False)],
+        program: Annotated[list[str], typer.Argument(metavar="-- PROGRAM [ARGUMENT]...", show_default=False)],
         ip: Annotated[
             str | None,
             typer.Option("--ip", help="Its address in the containers' network.", show_default=False),
