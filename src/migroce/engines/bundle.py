@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """OCI bundles: the configuration of containers that we make ourselves.
 
-Their root is the node's own `/` below a private writable layer, so no image is needed. Mounts are few,
-because each tmpfs costs CRIU several milliseconds at a dump and at a restore.
+Their root is the node's own `/` below a private writable layer, so no image is needed. Mounts are few, and
+/dev (with /dev/shm) is a bind of a tmpfs that we make and fill ourselves, because each tmpfs of its own
+costs CRIU 8 ms at a dump and 10 ms at a restore.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from migroce import paths
+from migroce.engines import mounts
 from migroce.engines.context import NodeContext
 
 LOG = ".migroce/log"
 """Standard output and error of a container, inside its writable layer: it moves along with the container."""
 LIBRARY = "usr/lib/migroce/libmigroce.so"
 RUN_DIR = "/run/migroce"
+DEV = "dev"
+"""The container's /dev in its bundle."""
+SHM = "dev/shm"
 CRIU_CONFIG = "network-lock skip\nmanage-cgroups=ignore\n"
 """The container's network is locked by us, its cgroups are made by the runtime."""
 
@@ -56,7 +61,7 @@ def environment(*, device: bool, extra: Mapping[str, str]) -> list[str]:
     return ([] if "PATH" in env else [_PATH]) + [f"{name}={value}" for name, value in env.items()]
 
 
-def _mounts(agent_dir: Path | None) -> list[dict[str, Any]]:
+def _mounts(dev: Path, agent_dir: Path | None) -> list[dict[str, Any]]:
     def mount(destination: str, fstype: str, *options: str, source: str = "") -> dict[str, Any]:
         return {
             "destination": destination, "type": fstype, "source": source or fstype, "options": list(options)
@@ -65,9 +70,8 @@ def _mounts(agent_dir: Path | None) -> list[dict[str, Any]]:
     plain = ("nosuid", "noexec", "nodev")
     found = [
         mount("/proc", "proc"),
-        mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+        mount("/dev", "bind", "bind", "rw", "nosuid", source=str(dev)),
         mount("/dev/pts", "devpts", *plain[:2], "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
-        mount("/dev/shm", "tmpfs", *plain, "mode=1777", source="shm"),
         mount("/sys", "sysfs", *plain, "ro"),
     ]
     if agent_dir is not None:
@@ -102,7 +106,7 @@ def config(
         },
         "root": {"path": str(bundle / "rootfs"), "readonly": False},
         "hostname": container,
-        "mounts": _mounts(agent_dir),
+        "mounts": _mounts(bundle / DEV, agent_dir),
         "annotations": {"org.criu.config": str(bundle / "criu.conf")},
         "linux": {
             "cgroupsPath": f"/{ctx.cgroup}/{container}",
@@ -128,6 +132,8 @@ def relocate(
     for mount in raw.get("mounts", []):
         if mount["destination"] == RUN_DIR and agent is not None:
             mount["source"] = str(agent)
+        if mount["destination"] == "/dev" and mount["type"] == "bind":
+            mount["source"] = str(bundle / DEV)
     annotations = raw.setdefault("annotations", {})
     if "org.criu.config" in annotations:
         annotations["org.criu.config"] = str(bundle / "criu.conf")
@@ -147,6 +153,29 @@ def agent_directory(raw: Mapping[str, Any]) -> Path | None:
         if mount["destination"] == RUN_DIR:
             return Path(mount["source"])
     return None
+
+
+def make_dev(bundle: Path) -> None:
+    """Mount and fill what will be the container's /dev. Raises OSError."""
+    dev = bundle / DEV
+    dev.mkdir(mode=0o755, exist_ok=True)
+    mounts.tmpfs(dev, "mode=755,size=50%", device_nodes=True)
+    for name, minor in (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)):
+        os.mknod(dev / name, 0o020666, os.makedev(1, minor))
+    os.mknod(dev / "tty", 0o020666, os.makedev(5, 0))
+    for node in dev.iterdir():
+        node.chmod(0o666)
+    for name, target in (
+        ("fd", "/proc/self/fd"),
+        ("stdin", "fd/0"),
+        ("stdout", "fd/1"),
+        ("stderr", "fd/2"),
+        ("ptmx", "pts/ptmx"),
+    ):
+        (dev / name).symlink_to(target)
+    (dev / "pts").mkdir(mode=0o755)
+    (bundle / SHM).mkdir()
+    (bundle / SHM).chmod(0o1777)
 
 
 def fill_layer(upper: Path, *, device: bool) -> None:

@@ -33,9 +33,9 @@ def overlay(target: Path, lower: Path, upper: Path, work: Path) -> None:
     _mount("migroce", target, "overlay", 0, f"lowerdir={lower},upperdir={upper},workdir={work}")
 
 
-def tmpfs(target: Path) -> None:
-    """Mount an empty tmpfs, for root's eyes only, on `target`. Raises OSError."""
-    _mount("migroce", target, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0700")
+def tmpfs(target: Path, options: str = "mode=0700", *, device_nodes: bool = False) -> None:
+    """Mount an empty tmpfs, by default for root's eyes only, on `target`. Raises OSError."""
+    _mount("migroce", target, "tmpfs", _MS_NOSUID | (0 if device_nodes else _MS_NODEV), options)
 
 
 def bind(source: Path, target: Path) -> None:

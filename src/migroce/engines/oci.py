@@ -119,6 +119,7 @@ class OciEngine:
             network.create(self.ctx, netns, [interface], plugged=True)
         agent_dir = self.register(container, netns, ip) if device else None
         bundles.fill_layer(bundle / "upper", device=device)
+        bundles.make_dev(bundle)
         mounts.overlay(bundle / "rootfs", Path("/"), bundle / "upper", bundle / "work")
         config = bundles.config(self.ctx, container, args, netns=netns, agent_dir=agent_dir, env=env, cwd=cwd)
         self.write_bundle(bundle, config, {
@@ -260,11 +261,24 @@ class OciEngine:
             if not bundle.is_dir() or (bundle / "exit.not").exists():
                 raise EngineError("wait", f"{container} is not on {self.ctx.name} any more")
             if _status(self.runc.state(container))[1] is None and not metadata.get("incoming"):
-                time.sleep(0.05)  # its monitor may be about to write
+                self._wait_for_monitor(bundle)
                 return self.exit_status(container)
             if end is not None and time.monotonic() > end:
                 raise EngineError("wait", f"{container} still runs after {timeout:.1f} s")
             time.sleep(0.01)
+
+    @staticmethod
+    def _wait_for_monitor(bundle: Path, seconds: float = 10.0) -> None:
+        """Wait until the monitor has written the exit status, or is gone without."""
+        end = time.monotonic() + seconds
+        while not (bundle / "exit").exists() and time.monotonic() < end:
+            try:
+                fields = stat_fields(int((bundle / "monitor.pid").read_text()))
+            except (OSError, ValueError):
+                return
+            if fields is None or fields[0] in "ZX":
+                return
+            time.sleep(0.005)
 
     def log_path(self, container: str) -> Path:
         """The file with the output of a container of ours. Raises EngineError."""

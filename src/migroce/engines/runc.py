@@ -109,12 +109,14 @@ class Runc:
             (bundle / stale).unlink(missing_ok=True)
         with (bundle / "monitor.log").open("ab") as log:
             try:
-                return subprocess.Popen(
+                started = subprocess.Popen(
                     ["/bin/sh", "-c", _MONITOR, "migroce-monitor", *argv], env=env, cwd="/",
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 )  # fmt: skip
             except OSError as exc:
                 raise EngineError("run", f"the monitor of {bundle.name} cannot be started: {exc}") from exc
+        (bundle / "monitor.pid").write_text(f"{started.pid}\n")
+        return started
 
 
 def wait_started(bundle: Path, monitor: subprocess.Popen[bytes], step: str, poll: float = 0.0005) -> int:

@@ -132,19 +132,19 @@ class Checkpoint:
         images.mkdir()
         rdma.mkdir()
         path = self._source("serve")
-        for what in ("rdma", "images", "layer"):
-            pushing = self._source.submit("push", what=what, to=None)
+        for what in ("rdma", "images", "layer", "shm"):
+            pushing = self._source.submit("push", whats=[what], to=None)
             with self._node.connect(path) as sock, streams.reader(sock) as stream:
                 stream.readline()
-                if what == "layer":
-                    with (self._directory / "layer.tar").open("wb") as target:
+                if what in ("layer", "shm"):
+                    with (self._directory / f"{what}.tar").open("wb") as target:
                         shutil.copyfileobj(stream, target, 1 << 20)
                 else:
                     count, _ = streams.receive_files(stream, images if what == "images" else rdma)
                     setattr(report, f"{what}_bytes", count)
             done = pushing.result(CALL_LIMIT)
-            if what == "layer":
-                report.layer_bytes = report.layer_rest_bytes = done["bytes"]
+            if what in ("layer", "shm"):
+                report.layer_bytes += done[what]
 
 
 class Restore:
@@ -228,12 +228,12 @@ class Restore:
                 files = [(path.name, path) for path in sorted((self._directory / what).iterdir())]
                 setattr(self.report, f"{what}_bytes", streams.send_files(sock, files))
                 sock.shutdown(socket.SHUT_WR)
-            self._destination("received", what=what, timeout=CALL_LIMIT)
-        with self._node.connect(into) as sock, (self._directory / "layer.tar").open("rb") as layer:
-            _header(sock, {"what": "layer", "remove": []})
-            self.report.layer_bytes = sock.sendfile(layer)
-            sock.shutdown(socket.SHUT_WR)
-        self._destination("received", what="layer", timeout=CALL_LIMIT)
+        for what in ("layer", "shm"):
+            with self._node.connect(into) as sock, (self._directory / f"{what}.tar").open("rb") as layer:
+                _header(sock, {"what": what, "remove": []})
+                self.report.layer_bytes += sock.sendfile(layer)
+                sock.shutdown(socket.SHUT_WR)
+        self._destination("received", whats=["rdma", "images", "layer", "shm"], timeout=CALL_LIMIT)
 
 
 def _header(sock: socket.socket, value: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ from migroce.errors import EngineError
 from migroce.migration import journal, streams, tree
 
 _SPARE = 64 << 20
-_KINDS = ("rdma", "images", "layer", "layer-rest")
+_KINDS = ("rdma", "images", "layer", "layer-rest", "shm")
 
 
 class DestinationSide:
@@ -124,6 +124,8 @@ class DestinationSide:
         for part in ("rootfs", "upper", "work"):
             (self.bundle / part).mkdir(mode=0o755)
         self._make_room()
+        if not about["plain"]:
+            bundles.make_dev(self.bundle)
         interfaces = [
             dataclasses.replace(
                 network.Interface.decode(raw), mtu=min(int(raw["mtu"]), self.ctx.mtu),
@@ -193,7 +195,7 @@ class DestinationSide:
             return streams.receive_files(stream, self.images)[0]
         if what == "rdma":
             return streams.receive_files(stream, self.dumps)[0]
-        root = self.layer()
+        root = self.bundle / bundles.SHM if what == "shm" else self.layer()
         tree.remove(root, header["remove"])
         return tree.unpack(root, stream)
 
@@ -202,14 +204,17 @@ class DestinationSide:
         plain = read_json(self.bundle / "container.json").get("plain")
         return self.bundle / ("rootfs" if plain else "upper")
 
-    def received(self, what: str, timeout: float) -> int:
-        """Wait until `what` is here whole; its bytes. Raises EngineError."""
-        try:
-            return self._received[what].result(timeout)
-        except TimeoutError as exc:
-            raise EngineError("transfer", f"{what} did not arrive within {timeout:.0f} s") from exc
-        except Exception as exc:
-            raise EngineError("transfer", f"{what} could not be stored on {self.ctx.name}: {exc}") from exc
+    def received(self, whats: list[str], timeout: float) -> None:
+        """Wait until all of `whats` is here whole. Raises EngineError."""
+        for what in whats:
+            try:
+                self._received[what].result(timeout)
+            except TimeoutError as exc:
+                raise EngineError("transfer", f"{what} did not arrive within {timeout:.0f} s") from exc
+            except Exception as exc:
+                raise EngineError(
+                    "transfer", f"{what} could not be stored on {self.ctx.name}: {exc}"
+                ) from exc
 
     # -- restore -------------------------------------------------------------------------------------------
 

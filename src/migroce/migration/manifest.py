@@ -5,6 +5,7 @@
     images/         CRIU's images and the runtime's descriptors.json
     rdma/           rdma-<slot>.dump, one per RDMA context (migroce.dump reads them)
     layer.tar       the container's writable layer (PAX, GNU tar's xattrs)
+    shm.tar         its /dev/shm
 
 Versioned; fields are only ever added. A reader refuses a higher `version`.
 """

@@ -111,6 +111,7 @@ class Migration:
         self._opened = False
         self._device = False
         self._stopping = False
+        self._resuming: Future[Any] | None = None
 
     def run(self) -> Report:
         """Move the container. Raises MigrationError with `running_on`; then it runs on exactly that node."""
@@ -149,16 +150,20 @@ class Migration:
         with self._phase("dump", f"{report.qps} QPs", note=note):
             dumping = source.submit("dump")
             if report.contexts:
-                report.rdma_bytes = self._send("rdma")
+                report.rdma_bytes = self._send("rdma")["rdma"]
                 destination("prepare_rdma")
             dumped = dumping.result(CALL_LIMIT)
             report.parts.update(freeze=dumped["freeze_ms"], criu_dump=dumped["dump_ms"])
         with self._phase("transfer", note=note):
-            report.layer_rest_bytes = self._send("layer-rest")
+            sent = self._send("layer-rest", "shm", "images")
+            report.layer_rest_bytes = sent["layer-rest"] + sent["shm"]
             report.layer_bytes += report.layer_rest_bytes
-            report.images_bytes = self._send("images")
+            report.images_bytes = sent["images"]
         with self._phase("restore", f"{report.images_bytes >> 10} KiB of images", note=note):
-            report.parts["criu_restore"] = destination("restore", neighbours=dumped["neighbours"])["ms"]
+            restoring = destination.submit("restore", neighbours=dumped["neighbours"])
+            if self._device:  # its sockets are then there when the first process runs, before runc has ended
+                self._resuming = destination.submit("resume", timeout_ms=RESUME_TIMEOUT_MS)
+            report.parts["criu_restore"] = restoring.result(CALL_LIMIT)["ms"]
         with self._phase("resume", note=note):
             self._resume()
         report.blackout = (time.monotonic() - stopped) * 1000
@@ -193,7 +198,7 @@ class Migration:
         self._in = destination("prepare", about=about)
         if not self._direct:
             self._out = source("serve")
-        self.report.layer_bytes = self._send("layer")
+        self.report.layer_bytes = self._send("layer")["layer"]
 
     def _destination_spec(self) -> str:
         """The destination as the source would name it, '' if it cannot."""
@@ -202,30 +207,26 @@ class Migration:
             "" if remote and not isinstance(self._destination.node, SshNode) else self._destination.node.spec
         )
 
-    def _send(self, what: str) -> int:
-        """Move data from node to node; its bytes."""
-        if self._direct:
-            done = self._source("push", what=what, to=self._in)
-        else:
-            done = self._relay(what)
-        self._destination("received", what=what, timeout=CALL_LIMIT)
-        self.report.parts[f"send_{what}"] = done["ms"]
-        return int(done["bytes"])
-
-    def _relay(self, what: str) -> dict[str, Any]:
-        pushing = self._source.submit("push", what=what, to=None)
-        with self._source.node.connect(self._out) as out, self._destination.node.connect(self._in) as into:
-            streams.pump(out, into)
-            into.recv(1)  # until the other end has taken all and closes
-        return dict(pushing.result(CALL_LIMIT))
+    def _send(self, *whats: str) -> dict[str, int]:
+        """Move data from node to node; bytes of each."""
+        receiving = self._destination.submit("received", whats=list(whats), timeout=CALL_LIMIT)
+        pushing = self._source.submit("push", whats=list(whats), to=self._in if self._direct else None)
+        for _ in () if self._direct else whats:
+            with (
+                self._source.node.connect(self._out) as out,
+                self._destination.node.connect(self._in) as into,
+            ):
+                streams.pump(out, into)
+        sent = dict(pushing.result(CALL_LIMIT))  # first: if it fails, the other would wait for ever
+        receiving.result(CALL_LIMIT)
+        return sent
 
     def _resume(self) -> None:
         """From here on the destination is the container's place."""
         self._source("unplug")
         self._destination("plug")
-        if self._device:
-            done = self._destination("resume", timeout_ms=RESUME_TIMEOUT_MS)
-            self.report.parts["rdma_resume"] = float(done.get("ms", 0))
+        if self._resuming is not None:
+            self._resuming.result(CALL_LIMIT)
 
     # -- when it goes wrong --------------------------------------------------------------------------------
 

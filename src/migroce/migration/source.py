@@ -16,6 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,11 @@ class SourceSide:
         self.dumps = self.where / "mem" / "rdma"
         self.journal: journal.Journal | None = None
         self._before: tree.Scan | None = None
+        self._netns: Path | None = None
+        self._interfaces: list[network.Interface] = []
         self._lock: NetLock | None = None
         self._owner: AgentClient | None = None
+        self._pool = ThreadPoolExecutor(1)
         self._listening: socket.socket | None = None
 
     # -- before anything stops -----------------------------------------------------------------------------
@@ -75,7 +79,6 @@ class SourceSide:
             raise EngineError(
                 "check", f"{self.container} uses the network of the node, which stays here", mend
             )
-        netns = self.netns()
         state = self.engine.runc.state(self.container) or {}
         Freezer.of(state.get("cgroup_paths") or {})
         return {
@@ -84,15 +87,24 @@ class SourceSide:
             "config": config,
             "device": info.device,
             "plain": self._layer()[1],
-            "interfaces": [dataclasses.asdict(each) for each in network.inspect(netns)] if netns else [],
+            "interfaces": [dataclasses.asdict(each) for each in self.interfaces()],
             "memory": self._memory(state),
             "criu": str(criu.find()),
         }
 
     def netns(self) -> Path | None:
         """The container's namespace if it was given by path."""
-        info = self.engine.info(self.container)
-        return bundles.network_namespace(read_json(Path(info.bundle) / "config.json"))[1]
+        if self._netns is None:
+            info = self.engine.info(self.container)
+            self._netns = bundles.network_namespace(read_json(Path(info.bundle) / "config.json"))[1]
+        return self._netns
+
+    def interfaces(self) -> list[network.Interface]:
+        """The container's interfaces, as they were first seen."""
+        netns = self.netns()
+        if not self._interfaces and netns is not None and netns.exists():
+            self._interfaces = network.inspect(netns)
+        return self._interfaces
 
     def _memory(self, state: dict[str, Any]) -> int:
         """Resident bytes of the container's processes, roughly what the images will be."""
@@ -169,21 +181,23 @@ class SourceSide:
         self._listening = streams.listen_unix(path)
         return path
 
-    def push(self, what: str, to: str | None) -> dict[str, Any]:
-        """Send `what` (rdma, images, layer, layer-rest) to the socket `to`, or to the next that connects.
+    def push(self, whats: list[str], to: str | None) -> dict[str, int]:
+        """Send each of `whats` to the socket `to`, or to the next that connects; bytes of each.
 
-        {bytes, ms}. Raises OSError.
+        rdma, images: files in memory. layer, layer-rest: the container's own files, all and then what has
+        changed. shm: its /dev/shm. Raises OSError.
         """
-        started = time.monotonic()
-        if to is not None:
-            sock = streams.connect_unix(to)
-        else:
-            assert self._listening is not None
-            sock = self._listening.accept()[0]
-        with sock:
-            count = self._produce(what, sock)
-            sock.shutdown(socket.SHUT_WR)
-        return {"bytes": count, "ms": _ms(started)}
+        sent = {}
+        for what in whats:
+            if to is not None:
+                sock = streams.connect_unix(to)
+            else:
+                assert self._listening is not None
+                sock = self._listening.accept()[0]
+            with sock:
+                sent[what] = self._produce(what, sock)
+                sock.shutdown(socket.SHUT_WR)
+        return sent
 
     def _produce(self, what: str, sock: socket.socket) -> int:
         producers: dict[str, Callable[[socket.socket], int]] = {
@@ -191,6 +205,7 @@ class SourceSide:
             "rdma": lambda sock: self._send_directory("rdma", self.dumps, sock),
             "layer": lambda sock: self._send_layer("layer", sock),
             "layer-rest": lambda sock: self._send_layer("layer-rest", sock),
+            "shm": self._send_shm,
         }
         return producers[what](sock)
 
@@ -207,6 +222,14 @@ class SourceSide:
         _header(sock, {"what": what, "remove": gone})
         with streams.writer(sock) as target:
             return tree.pack(root, send, target)
+
+    def _send_shm(self, sock: socket.socket) -> int:
+        _header(sock, {"what": "shm", "remove": []})
+        info = self.engine.info(self.container)
+        root = Path(info.bundle) / bundles.SHM
+        names = sorted(tree.scan(root).entries) if info.managed and root.is_dir() else []
+        with streams.writer(sock) as target:
+            return tree.pack(root, names, target)
 
     # -- stop and dump -------------------------------------------------------------------------------------
 
@@ -232,6 +255,7 @@ class SourceSide:
         frozen = _ms(started)
         if self._lock is not None:
             self._lock.lock()
+        known: Future[list[network.Neighbour]] = self._pool.submit(self._neighbours)
         env = dict(self.engine.runc.env)
         env["CRIU_CONFIG_FILE"] = str(self.where / "criu.conf")
         env[runc.DUMP_MARK] = self.id
@@ -244,14 +268,18 @@ class SourceSide:
             log = self.where / "dump.log"
             reason = runc.criu_reason(log) or exc.reason
             raise EngineError("dump", reason, f"the whole log is {log}") from exc
+        entries = [dataclasses.asdict(each) for each in known.result()]
+        return {"freeze_ms": frozen, "dump_ms": _ms(started) - frozen, "neighbours": entries}
+
+    def _neighbours(self) -> list[network.Neighbour]:
         netns = self.netns()
-        known = [dataclasses.asdict(each) for each in network.neighbours(netns)] if netns else []
-        return {"freeze_ms": frozen, "dump_ms": _ms(started) - frozen, "neighbours": known}
+        with contextlib.suppress(OSError):
+            return network.neighbours(netns) if netns is not None else []
+        return []
 
     def unplug(self) -> None:
         """Take the container's interfaces off the network: the stand-in here falls silent."""
-        netns = self.netns()
-        for each in network.inspect(netns) if netns else []:
+        for each in self.interfaces():
             network.unplug(self.ctx, each.outside)
 
     # -- the end -------------------------------------------------------------------------------------------
@@ -267,7 +295,7 @@ class SourceSide:
         netns = self.netns()
         if netns is not None and netns.exists():
             unlock(netns)
-            for each in network.inspect(netns):
+            for each in self.interfaces():
                 if each.outside:
                     with contextlib.suppress(OSError):
                         network.plug(self.ctx, each.outside)
@@ -287,7 +315,7 @@ class SourceSide:
 
     def _announce(self, netns: Path) -> None:
         with contextlib.suppress(OSError):
-            announcer = network.Announcer(netns, network.inspect(netns))
+            announcer = network.Announcer(netns, self.interfaces())
             announcer.send()
             announcer.close()
 
