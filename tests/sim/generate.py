@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
+from .records import MS, US, CqMode, Link
 from .schedule import Connection, Drop, Fatal, Host, Kind, Move, Op, Schedule, Side
-from .world import MS, US, CqMode, Link
 
 _T = TypeVar("_T")
 
@@ -58,7 +59,7 @@ def _size(d: Draw, mtu: int) -> int:
         return d.integer(0, mtu)
     if shape < 9:
         return max(0, mtu * d.integer(1, 4) + d.integer(-2, 2))
-    return d.integer(0, 12 * mtu)
+    return d.integer(0, 12 * mtu) if d.integer(0, 40) else d.integer(200_000, 700_000)
 
 
 def _op(d: Draw, mtu: int, earlier: list[Op], late: bool) -> Op:
@@ -97,23 +98,22 @@ def _ops(d: Draw, mtu: int, most: int, after: int) -> tuple[Op, ...]:
 
 
 def _at(op: Op, t: int) -> Op:
-    return Op(op.kind, op.size, op.sges, op.signaled, op.solicited, op.inline, op.fence, t, op.target, op.fatal)
+    return replace(op, at=t)
 
 
 def _psn(d: Draw) -> int:
     return d.pick((d.integer(0xFFFFE0, 0xFFFFFF), d.integer(0, 0xFFFFFF), d.integer(0x7FFFE0, 0x800010)))
 
 
-def _side(d: Draw, engine: int, ops: tuple[Op, ...], only_rtr: bool, solicited: bool) -> Side:
-    if solicited:
-        ops = tuple(Op(o.kind, o.size, o.sges, o.signaled, True, o.inline, o.fence, o.at, o.target) for o in ops)
+def _side(d: Draw, engine: int, ops: tuple[Op, ...], only_rtr: bool) -> Side:
     return Side(
         engine, () if only_rtr else ops, psn=_psn(d), depth=d.pick((16, 1, 2, 5, 64)),
         recv_depth=d.pick((16, 1, 3, 64)), sig_all=d.chance(15), chain=d.pick((1, 4, 16)),
         recv_sges=d.integer(1, 4), recv_extra=d.pick((0, 0, 1, 40)),
         recv_at=d.integer(1, 5 * MS) if d.chance(20) else 0,
         recv_delay=d.integer(1, 200 * US) if d.chance(25) else 0,
-        reads=d.pick((4, 1, 2, 16)), connect_at=0, only_rtr=only_rtr,
+        reads=d.pick((4, 1, 2, 16)),
+        connect_at=d.integer(1, MS - 1) if d.chance(20) else 0, only_rtr=only_rtr,
     )  # fmt: skip
 
 
@@ -131,6 +131,10 @@ def _link(d: Draw) -> Link:
     )  # fmt: skip
 
 
+def _address(place: int, engine: int, v6: bool) -> str:
+    return f"fd00::{place + 1}:{10 + engine}" if v6 else f"10.0.{place}.{10 + engine}"
+
+
 def _host(d: Draw, address: str, slot: int, slots: int) -> Host:
     return Host(
         address, cq_mode=d.pick((CqMode.POLL, CqMode.EVENT)), shared_cq=d.chance(40), slot=slot, slots=slots,
@@ -140,7 +144,7 @@ def _host(d: Draw, address: str, slot: int, slots: int) -> Host:
     )  # fmt: skip
 
 
-def _move(d: Draw, engine: int, n: int, lenient: int, may_relocate: bool) -> Move:
+def _move(d: Draw, engine: int, n: int, lenient: int, may_relocate: bool, v6: bool) -> Move:
     """A move; without a stand-in it must be over before the peers' patience is."""
     standin = d.chance(85)
     relocate = standin and may_relocate and d.chance(30)
@@ -150,7 +154,7 @@ def _move(d: Draw, engine: int, n: int, lenient: int, may_relocate: bool) -> Mov
         gap=min(d.integer(0, lenient), pause) if standin and d.chance(50) else 0,
         freeze=d.integer(0, pause) if d.chance(50) else 0,
         standin=standin,
-        address=f"10.0.{1 + n}.{10 + engine}" if relocate else "",
+        address=_address(1 + n, engine, v6) if relocate else "",
         clock=d.pick((-1, 0, d.integer(0, 1 << 62))),
     )  # fmt: skip
 
@@ -159,11 +163,16 @@ def schedule(d: Draw, seed: int = 0) -> Schedule:
     """Draw a schedule of valid operations: all of it must succeed."""
     n_hosts = d.pick((2, 2, 2, 3, 4))
     shared = n_hosts > 2 and d.chance(30)  # two processes behind one address
+    v6 = d.chance(15)
     hosts = tuple(
-        _host(d, "10.0.0.10" if shared and i < 2 else f"10.0.0.{10 + i}", i if shared and i < 2 else 0,
-              4 if shared and i < 2 else 1)
+        _host(
+            d,
+            _address(0, 0 if shared and i == 1 else i, v6),
+            i if shared and i < 2 else 0,
+            4 if shared and i < 2 else 1,
+        )
         for i in range(n_hosts)
-    )  # fmt: skip
+    )
     link = _link(d)
     n_moves = d.pick((0, 1, 1, 2, 3))
     after = DURATION + 250 * MS * max(1, n_moves)
@@ -176,15 +185,16 @@ def schedule(d: Draw, seed: int = 0) -> Schedule:
         one_way = d.integer(0, 5)
         connections.append(
             Connection(
-                _side(d, a, _ops(d, mtu, most, after), one_way == 1, False),
-                _side(d, b, _ops(d, mtu, most, after), one_way == 2, False),
-                mtu, timeout=d.pick((10, 8, 12, 14)), min_rnr_timer=d.pick((1, 5, 12)),
+                _side(d, a, _ops(d, mtu, most, after), one_way == 1),
+                _side(d, b, _ops(d, mtu, most, after), one_way == 2),
+                mtu,
+                timeout=d.pick((10, 8, 12, 14)),
+                min_rnr_timer=d.pick((1, 5, 12)),
             )
         )
     patience = 2 * 4096 * (1 << min(c.timeout for c in connections))
-    moves = tuple(
-        _move(d, d.integer(0, n_hosts - 1), n, patience, not shared and not link.strip) for n in range(n_moves)
-    )
+    free = not shared and not link.strip
+    moves = tuple(_move(d, d.integer(0, n_hosts - 1), n, patience, free, v6) for n in range(n_moves))
     drops = tuple(
         Drop(d.pick((0xC0, 0xC1, 0xC2, 0xC3, 17)), d.integer(1, 3), d.integer(0, 2))
         for _ in range(d.integer(0, 3) if d.chance(30) else 0)
@@ -206,11 +216,6 @@ def with_mistake(d: Draw, seed: int = 0) -> Schedule:
     where = d.integer(0, len(ops))
     ops[where:where] = [_at(bad, ops[where].at if where < len(ops) else (ops[-1].at if ops else 0))]
     # Targets name operations by number.
-    moved = [
-        op if op.target < where else Op(op.kind, op.size, op.sges, op.signaled, op.solicited, op.inline, op.fence,
-                                        op.at, op.target + 1, op.fatal)
-        for op in ops
-    ]  # fmt: skip
-    side = {f: getattr(c.a, f) for f in Side.__slots__} | {"ops": tuple(moved), "only_rtr": False}
-    connection = Connection(Side(**side), c.b, c.mtu, c.timeout, c.retry_cnt, c.rnr_retry, c.min_rnr_timer)
-    return Schedule(base.hosts, (connection, *base.connections[1:]), base.link, base.moves, base.drops, base.seed)
+    ops = [op if op.target < where else replace(op, target=op.target + 1) for op in ops]
+    connection = replace(c, a=replace(c.a, ops=tuple(ops), only_rtr=False))
+    return replace(base, connections=(connection, *base.connections[1:]))

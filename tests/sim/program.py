@@ -8,18 +8,14 @@ must have in common at its end is checked by runner.py.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
+from .memory import Arena, Region, content, imm_of, pieces, span
+from .records import Caps, Path, Sge, VerbsError, Wc, Wr
 from .schedule import Connection, Fatal, Kind, Op, Side
 from .verbs import ALL_ACCESS, Access, QpState, SendFlag, WcFlag, WcOpcode, WcStatus, WrOpcode
-from .world import Caps, Cq, Engine, Mr, Path, Qp, Sge, VerbsError, Wc, Wr
+from .world import Cq, Engine, Mr, Qp
 
-GUARD = 24
-"""Bytes between two pieces of memory that nothing may ever touch."""
-
-_POOL = random.Random(4791).randbytes(1 << 20)
 _WR_OPCODE = {
     Kind.SEND: WrOpcode.SEND, Kind.SEND_IMM: WrOpcode.SEND_WITH_IMM, Kind.WRITE: WrOpcode.RDMA_WRITE,
     Kind.WRITE_IMM: WrOpcode.RDMA_WRITE_WITH_IMM, Kind.READ: WrOpcode.RDMA_READ,
@@ -35,6 +31,8 @@ _FATAL_SEND = {
     Fatal.SHORT_RECV: WcStatus.REM_INV_REQ_ERR,
 }  # fmt: skip
 RECV_BIT = 1 << 31
+READ_PART = 262144
+"""Bytes that the requester asks for by one READ request."""
 
 
 class InvariantError(AssertionError):
@@ -43,67 +41,6 @@ class InvariantError(AssertionError):
     def __init__(self, kind: str, text: str):
         super().__init__(f"{kind}: {text}")
         self.kind = kind
-
-
-@dataclass(slots=True)
-class Arena:
-    """Bump allocator of an engine's memory, and the model of what must be in it at the end."""
-
-    size: int = 64
-    model: bytearray = field(default_factory=bytearray)
-    masked: list[tuple[int, int]] = field(default_factory=list)
-    names: list[tuple[int, int, str]] = field(default_factory=list)
-
-    def take(self, size: int, name: str) -> int:
-        """Offset of `size` fresh bytes, with guards around."""
-        at = self.size
-        self.size = at + size + GUARD
-        self.names.append((at, size, name))
-        return at
-
-    def owner(self, offset: int) -> str:
-        """What lies at an offset, for messages."""
-        for at, size, name in self.names:
-            if at <= offset < at + size:
-                return f"byte {offset - at} of {name}"
-            if at + size <= offset < at + size + GUARD:
-                return f"{offset - at - size} bytes behind {name}"
-        return "memory of nobody"
-
-
-def content(stream: int, index: int, size: int) -> bytes:
-    """The bytes of a message, different for each one; the first ones tell which it is."""
-    at = (stream * 104729 + index * 7919) % (len(_POOL) - size - 1)
-    stamp = bytes((stream & 0xFF, index & 0xFF, index >> 8, size & 0xFF))
-    return (stamp + _POOL[at : at + size])[:size]
-
-
-def imm_of(stream: int, index: int) -> int:
-    return (stream * 0x9E3779B1 + index * 0x85EBCA77 + 1) & 0xFFFFFFFF
-
-
-def pieces(at: int, size: int, n: int) -> list[tuple[int, int]]:
-    """`size` bytes from `at` on as n pieces, unequal, with gaps, some of them perhaps empty."""
-    out, left = [], size
-    for i in range(n, 0, -1):
-        length = left if i == 1 else min(left, left * 2 // (i + 1) + i % 2)
-        out.append((at, length))
-        at += length + 5
-        left -= length
-    return out
-
-
-def span(size: int, n: int) -> int:
-    return size + 5 * n
-
-
-@dataclass(slots=True)
-class Region:
-    """Remote memory of one WRITE (and of those that target it) or READ."""
-
-    offset: int
-    size: int
-    state: bytearray
 
 
 class End:
@@ -133,6 +70,10 @@ class End:
         self.later: Callable[[int, Callable[[], None]], None]
         self.now: Callable[[], int]
         self.wr_base = stream << 32
+
+    def broken(self, kind: str, text: str) -> InvariantError:
+        """An error about this end."""
+        return InvariantError(kind, f"{self.name}: {text}")
 
     # ---- layout, before there is an engine -----------------------------------------------------
 
@@ -247,7 +188,7 @@ class End:
             try:
                 self.qp.post_send(*batch)
             except VerbsError as e:
-                raise InvariantError("post", f"{self.name}: ibv_post_send refused a valid request: {e}") from e
+                raise self.broken("post", f"ibv_post_send refused a valid request: {e}") from e
             for i in range(self.posted - len(batch), self.posted):
                 op = self.ops[i]
                 if op.inline and op.kind is not Kind.READ:
@@ -293,9 +234,7 @@ class End:
                 remote = p.open.iova + max(1, p.exposed_end - p.exposed) - op.size + 1
             elif op.fatal is Fatal.NO_ACCESS:
                 remote, rkey = p.closed.iova + region.offset - p.exposed, p.closed.rkey
-        return Wr(
-            self.wr_base | i, sges, _WR_OPCODE[op.kind], flags, imm_of(self.stream, i), remote, rkey
-        )
+        return Wr(self.wr_base | i, sges, _WR_OPCODE[op.kind], flags, imm_of(self.stream, i), remote, rkey)
 
     def target(self, i: int) -> int:
         return i if self.ops[i].target < 0 else self.ops[i].target
@@ -315,7 +254,7 @@ class End:
     def on_wc(self, wc: Wc) -> None:
         """Hold a completion against the model. Raises InvariantError."""
         if wc.qp_num != self.qp.num:
-            raise InvariantError("wc", f"{self.name}: completion {wc} names QP {wc.qp_num:#x}, not {self.qp.num:#x}")
+            raise self.broken("wc", f"completion {wc} names QP {wc.qp_num:#x}, not {self.qp.num:#x}")
         index = wc.wr_id & (RECV_BIT - 1)
         if wc.wr_id & RECV_BIT:
             self._on_recv(wc, index)
@@ -325,13 +264,13 @@ class End:
     def _on_send(self, wc: Wc, i: int) -> None:
         status = WcStatus(wc.status)
         if not self.next_send <= i < self.posted:
-            raise InvariantError("order", f"{self.name}: completion of op {i}, expected {self.next_send}..{self.posted - 1}")
+            raise self.broken("order", f"completion of op {i}, expected {self.next_send}..{self.posted - 1}")
         for k in range(self.next_send, i):
             if self.signaled(k) or self.failed:
-                raise InvariantError("order", f"{self.name}: completion of op {i} before that of op {k}")
+                raise self.broken("order", f"completion of op {i} before that of op {k}")
         if self.failed:
             if status is not WcStatus.WR_FLUSH_ERR:
-                raise InvariantError("flush", f"{self.name}: op {i} after the error has {status.name}")
+                raise self.broken("flush", f"op {i} after the error has {status.name}")
         elif status is not WcStatus.SUCCESS:
             self.failed = status
             self.failed_at = i
@@ -340,11 +279,11 @@ class End:
                 self._check_read(k)
         else:
             if i >= self.fatal_at:
-                raise InvariantError("error", f"{self.name}: op {i} ({self.ops[self.fatal_at].fatal.name}) succeeded")
+                raise self.broken("error", f"op {i} ({self.ops[self.fatal_at].fatal.name}) succeeded")
             if not self.signaled(i):
-                raise InvariantError("unsignaled", f"{self.name}: op {i} was not signalled, but completed")
+                raise self.broken("unsignaled", f"op {i} was not signalled, but completed")
             if wc.opcode != _WC_OPCODE[self.ops[i].kind]:
-                raise InvariantError("wc", f"{self.name}: op {i} {self.ops[i].kind.name} completed as opcode {wc.opcode}")
+                raise self.broken("wc", f"op {i} {self.ops[i].kind.name} completed as opcode {wc.opcode}")
             for k in range(self.next_send, i + 1):
                 self._check_read(k)
         self.next_send = i + 1
@@ -359,10 +298,10 @@ class End:
         if i == self.fatal_at:
             if status is _FATAL_SEND[op.fatal] or (self._peer_mistake() and status in _BYSTANDER):
                 return
-            raise InvariantError("error", f"{self.name}: op {i} ({op.fatal.name}) failed with {status.name}")
+            raise self.broken("error", f"op {i} ({op.fatal.name}) failed with {status.name}")
         if peer.fatal_at < len(peer.ops) and status in _BYSTANDER:
             return
-        raise InvariantError("error", f"{self.name}: op {i} {op.kind.name} failed with {status.name} without reason")
+        raise self.broken("error", f"op {i} {op.kind.name} failed with {status.name} without reason")
 
     def _peer_mistake(self) -> bool:
         return self.peer.fatal_at < len(self.peer.ops)
@@ -371,35 +310,35 @@ class End:
         if i in self.expect_read:
             want = self.expect_read[i]
             if self._get_pieces(self.src[i], len(want)) != want:
-                raise InvariantError("data", f"{self.name}: READ op {i} completed with wrong data")
+                raise self.broken("data", f"READ op {i} completed with wrong data")
             self._model_pieces(self.src[i], want)
 
     def _on_recv(self, wc: Wc, k: int) -> None:
         status = WcStatus(wc.status)
         if k != self.next_recv or k >= self.recv_posted:
-            raise InvariantError("order", f"{self.name}: receive {k} completed, expected {self.next_recv}")
+            raise self.broken("order", f"receive {k} completed, expected {self.next_recv}")
         self.next_recv = k + 1
         i, op = self.incoming[k]
         if status is not WcStatus.SUCCESS:
             self._on_bad_recv(k, i, op, status)
             return
         if self.recv_bad:
-            raise InvariantError("flush", f"{self.name}: receive {k} succeeded after a failed one")
+            raise self.broken("flush", f"receive {k} succeeded after a failed one")
         self.recv_ok += 1
         if i >= self.peer.fatal_at and not self.peer.late_mistake():
-            raise InvariantError("error", f"{self.name}: received op {i}, which must fail ({op.fatal.name})")
+            raise self.broken("error", f"received op {i}, which must fail ({op.fatal.name})")
         if i >= self.peer.posted:
-            raise InvariantError("order", f"{self.name}: received op {i} before it was posted")
+            raise self.broken("order", f"received op {i} before it was posted")
         want_op = WcOpcode.RECV if op.kind.sends else WcOpcode.RECV_RDMA_WITH_IMM
         has_imm = op.kind is not Kind.SEND
         if wc.opcode != want_op or wc.byte_len != op.size or bool(wc.flags & WcFlag.WITH_IMM) != has_imm:
-            raise InvariantError("wc", f"{self.name}: receive {k} of {op} completed as {wc}")
+            raise self.broken("wc", f"receive {k} of {op} completed as {wc}")
         if has_imm and wc.imm != imm_of(self.peer.stream, i):
-            raise InvariantError("data", f"{self.name}: receive {k} has the wrong immediate {wc.imm:#x}")
+            raise self.broken("data", f"receive {k} has the wrong immediate {wc.imm:#x}")
         if op.kind.sends:
             data = content(self.peer.stream, i, op.size)
             if self._get_pieces(self.recvs[k], op.size) != data:
-                raise InvariantError("data", f"{self.name}: receive {k} (op {i}) has the wrong bytes")
+                raise self.broken("data", f"receive {k} (op {i}) has the wrong bytes")
             self._model_pieces(self.recvs[k], data)
         self._check_visible(i)
         if self.recv_posted < len(self.recvs):
@@ -413,14 +352,15 @@ class End:
             if not any(op.target == i for op in peer.ops):
                 r = peer.regions[i]
                 if bytes(self.engine.memory[r.offset : r.offset + r.size]) != content(peer.stream, i, r.size):
-                    raise InvariantError("data", f"{self.name}: op {before} arrived before the WRITE ahead of it")
+                    raise self.broken("data", f"op {before} arrived before the WRITE ahead of it")
 
     def _on_bad_recv(self, k: int, i: int, op: Op, status: WcStatus) -> None:
         first, self.recv_bad = not self.recv_bad, True
-        if op.fatal is Fatal.SHORT_RECV and i == self.peer.fatal_at and status is WcStatus.LOC_LEN_ERR and first:
+        expected = op.fatal is Fatal.SHORT_RECV and i == self.peer.fatal_at
+        if expected and first and status is WcStatus.LOC_LEN_ERR:
             return
         if status is not WcStatus.WR_FLUSH_ERR or not self.mistaken():
-            raise InvariantError("error", f"{self.name}: receive {k} failed with {status.name}")
+            raise self.broken("error", f"receive {k} failed with {status.name}")
 
     # ---- the end -------------------------------------------------------------------------------
 
@@ -449,10 +389,15 @@ class End:
     def describe(self) -> str:
         """Progress in one line, for messages."""
         return (
-            f"{self.name}: {self.qp.state().name}, sends {self.done}/{self.posted}/{len(self.ops)} (done/posted/all), "
+            f"{self.name}: {self.qp.state().name}, "
+            f"sends {self.done}/{self.posted}/{len(self.ops)} (done/posted/all), "
             f"receives {self.next_recv}/{self.recv_posted}/{len(self.recvs)}"
             + (f", failed {self.failed.name}" if self.failed else "")
         )
+
+    def messages(self) -> int:
+        """Requests that the peer's responder counts: a long READ is asked for in parts."""
+        return sum(max(1, -(-op.size // READ_PART)) if op.kind is Kind.READ else 1 for op in self.ops)
 
     def packets(self) -> int:
         """PSNs that its operations take."""
@@ -462,7 +407,7 @@ class End:
         """Put what its operations did to the peer's memory into the peer's model; mask what is open."""
         peer = self.peer
         good = self.done_ok()
-        for i, r in self.regions.items():
+        for r in self.regions.values():
             peer.arena.model[r.offset : r.offset + r.size] = r.state
         for i in range(good, len(self.ops)):
             if not self.ops[i].kind.sends:

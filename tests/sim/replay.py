@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 from .generate import Seeded, from_seed, with_mistake
 from .program import InvariantError
+from .records import MS
 from .runner import Run
 from .schedule import Schedule, from_token
-from .world import MS
 
 
 def _schedules(words: list[str]) -> Iterator[tuple[str, Schedule]]:
@@ -32,7 +32,9 @@ def _schedules(words: list[str]) -> Iterator[tuple[str, Schedule]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim.replay", description=__doc__)
-    parser.add_argument("what", nargs="+", help="a seed, a range (1..500), mSEED (one with a mistake) or a token")
+    parser.add_argument(
+        "what", nargs="+", help="a seed, a range (1..500), mSEED (one with a mistake) or a token"
+    )
     parser.add_argument("--trace", action="store_true", help="print every packet, timer and completion")
     parser.add_argument("--show", action="store_true", help="print the schedule")
     parser.add_argument("--stop", action="store_true", help="stop at the first failure")
@@ -50,7 +52,7 @@ def main() -> int:
             line = f"{name}: ok, done at {result.done_at / MS:.3f} ms, {result.stats.sent} packets"
         except InvariantError as e:
             failed += 1
-            line = f"{name}: FAILED {e} (at {run._now() / MS:.3f} ms)"
+            line = f"{name}: FAILED {e} (at {run.elapsed() / MS:.3f} ms)"
         if args.trace:
             sys.stdout.write(run.world.trace_text())
         run.world.close()

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from migroce import dump as dumps
-
-from .program import Arena, End, InvariantError
-from .schedule import Fatal, Host, Move, Schedule
+from .final import check_end
+from .process import Process
+from .program import End, InvariantError
+from .records import MS, NEVER, Action, CqMode, Mutation, Reason, S, Stats, gid
+from .schedule import Move, Schedule
 from .standins import StandIns
-from .verbs import Event, QpState
-from .world import MS, NEVER, S, Action, Cq, CqMode, Engine, Mutation, Reason, Stats, World, gid
+from .verbs import Event
+from .world import World
 
 LIMIT = 20 * S
 """Virtual time within which everything must be done after the last thing that a schedule asks for."""
@@ -44,30 +44,12 @@ class Result:
     """Packets answered by stand-ins."""
 
 
-class Process:
-    """An engine with its program's ends, and whether it is frozen."""
-
-    def __init__(self, host: Host):
-        self.host = host
-        self.arena = Arena()
-        self.ends: list[End] = []
-        self.engine: Engine
-        self.cqs: list[Cq] = []
-        self.pd = -1
-        self.frozen = False
-        self.moving = False
-        self.waiting: list[Callable[[], None]] = []
-        self.clock = host.clock
-
-    def qpn_range(self) -> tuple[int, int]:
-        count = (1 << 24) // self.host.slots
-        return self.host.slot * count, count
-
-
 class Run:
     """One run of one schedule."""
 
-    def __init__(self, schedule: Schedule, *, trace: bool = False, mutation: tuple[Mutation, int] | None = None):
+    def __init__(
+        self, schedule: Schedule, *, trace: bool = False, mutation: tuple[Mutation, int] | None = None
+    ):
         self.schedule = schedule
         self.world = World(schedule.seed)
         self.world.trace(trace)
@@ -117,7 +99,9 @@ class Run:
             self._schedule_end(end)
         w.link(s.link)
         for d in s.drops:
-            w.rule(Action.DROP, d.op, count=d.count, skip=d.skip, syndrome=None if d.syndrome < 0 else d.syndrome)
+            w.rule(
+                Action.DROP, d.op, count=d.count, skip=d.skip, syndrome=None if d.syndrome < 0 else d.syndrome
+            )
         w.break_on(wc=True, events=True)
         w.budget(EVENTS)
         for move in s.moves:
@@ -200,35 +184,40 @@ class Run:
 
     # ---- moves ---------------------------------------------------------------------------------------
 
-    def _now(self) -> int:
+    def elapsed(self) -> int:
+        """ns since the start."""
         return self.world.now - self.start
 
     def _stop(self, move: Move, asked_at: int = -1) -> None:
         proc = self.procs[move.engine]
         if proc.moving and asked_at < 0:
-            self.at(self._now() + MS, None, lambda: self._stop(move))
+            self.at(self.elapsed() + MS, None, lambda: self._stop(move))
             return
         proc.moving = True
-        asked_at = self._now() if asked_at < 0 else asked_at
+        asked_at = self.elapsed() if asked_at < 0 else asked_at
         ready = proc.engine.stop_ready()
-        if not ready and self._now() - asked_at < move.ready_wait:
-            self.at(self._now() + MS // 5, None, lambda: self._stop(move, asked_at))
+        if not ready and self.elapsed() - asked_at < move.ready_wait:
+            self.at(self.elapsed() + MS // 5, None, lambda: self._stop(move, asked_at))
             return
         engine = proc.engine
         engine.stop()
         if not engine.stopped():
             raise InvariantError("stop", "mg_stop did not stop")
         engine.attach(False)
-        dump = self._dump(proc, stopped=True)
+        dump = proc.dump(stopped=True)
         if any(q.connected and not q.token_acked for q in dump.qps):
             # A peer without our token cannot be told of another address: it must not be left.
             move = replace(move, address="")
         number = -1
         if move.standin:
             number = self.standins.add(dump, engine.index)
-            self.at(self._now() + move.gap, None, lambda: self.standins.on(number))
-        self.at(self._now() + min(move.freeze, move.pause), None, lambda: self._freeze(proc))
-        self.at(self._now() + max(move.pause, move.gap + EPSILON), None, lambda: self._resume(move, proc, number))
+            self.at(self.elapsed() + move.gap, None, lambda: self.standins.on(number))
+        self.at(self.elapsed() + min(move.freeze, move.pause), None, lambda: self._freeze(proc))
+        self.at(
+            self.elapsed() + max(move.pause, move.gap + EPSILON),
+            None,
+            lambda: self._resume(move, proc, number),
+        )
 
     def _freeze(self, proc: Process) -> None:
         proc.frozen = True
@@ -251,15 +240,6 @@ class Run:
         for what in waiting:
             what()
 
-    def _dump(self, proc: Process, *, stopped: bool) -> dumps.Dump:
-        try:
-            dump = dumps.parse(proc.engine.dump())
-        except dumps.DumpError as e:
-            raise InvariantError("dump", f"{proc.host.address}: {e}") from e
-        if dump.stopped != stopped or len(dump.qps) != len(proc.ends) or dump.context.gid != proc.engine.gid:
-            raise InvariantError("dump", f"{proc.host.address}: {dump.context}, stopped {dump.stopped}")
-        return dump
-
     # ---- running ---------------------------------------------------------------------------------------
 
     def describe(self) -> str:
@@ -276,8 +256,8 @@ class Run:
             if self.world.now >= self.horizon + self.limit or (reason is Reason.QUIET and not self.queue):
                 if self.moves_left == 0 and all(end.finished() for end in self.ends):
                     break
-                raise InvariantError("stuck", f"at {self._now() / MS:.3f} ms: " + self.describe())
-        done_at = self._now()
+                raise InvariantError("stuck", f"at {self.elapsed() / MS:.3f} ms: " + self.describe())
+        done_at = self.elapsed()
         self.horizon = self.world.now + SILENCE - self.limit
         while self.world.now < self.horizon + self.limit:
             if self.step() is Reason.QUIET and not self.queue:
@@ -285,94 +265,19 @@ class Run:
         else:
             if not mistaken:
                 raise InvariantError("noise", "the engines do not fall silent")
-        quiet_at = self._now()
-        self.check_end()
+        quiet_at = self.elapsed()
+        check_end(
+            self.procs,
+            self.ends,
+            capable=not self.schedule.link.strip,
+            damage=bool(self.schedule.link.corrupt),
+        )
         result = Result(
             done_at, quiet_at, self.world.stats(), tuple(p.engine.counters() for p in self.procs),
             self.standins.answered,
         )  # fmt: skip
         self.destroy()
         return result
-
-    def check_end(self) -> None:
-        for end in self.ends:
-            end.finish_model()
-        for proc in self.procs:
-            self._check_memory(proc)
-            self._check_counters(proc)
-        for end in self.ends:
-            self._check_error_state(end)
-        self._check_dumps()
-
-    def _check_memory(self, proc: Process) -> None:
-        have, want = bytearray(proc.engine.memory), proc.arena.model
-        for at, size in proc.arena.masked:
-            have[at : at + size] = want[at : at + size]
-        if have != want:
-            at = next(i for i in range(len(want)) if have[i] != want[i])
-            n = sum(x != y for x, y in zip(have, want, strict=True))
-            raise InvariantError("memory", f"{proc.host.address}: {n} wrong bytes, the first is {proc.arena.owner(at)}")
-
-    def _check_counters(self, proc: Process) -> None:
-        c = proc.engine.counters()
-        if c["rx_malformed"]:
-            raise InvariantError("counters", f"{proc.host.address}: {c['rx_malformed']} intact packets seemed malformed")
-
-    def _check_error_state(self, end: End) -> None:
-        state = end.qp.state()
-        if not end.mistaken():
-            want = QpState.RTR if end.side.only_rtr else QpState.RTS
-            if state is not want:
-                raise InvariantError("state", f"{end.name} is in {state.name}, not {want.name}")
-            return
-        own = end.fatal_at < len(end.ops)
-        peers = end.peer.ops[end.peer.fatal_at].fatal if not own else Fatal.NONE
-        if (own or end.failed or end.recv_bad or peers is not Fatal.BAD_LKEY) and state is not QpState.ERR:
-            raise InvariantError("state", f"{end.name} is in {state.name} after an error")
-        if peers in (Fatal.BAD_RKEY, Fatal.OUT_OF_BOUNDS, Fatal.NO_ACCESS) and end.events != [Event.QP_ACCESS_ERR]:
-            raise InvariantError("event", f"{end.name}: events {end.events} instead of one QP_ACCESS_ERR")
-
-    def _check_dumps(self) -> None:
-        """Both ends' records agree with each other and with what has happened."""
-        records: dict[int, dumps.QpRecord] = {}
-        for proc in self.procs:
-            dump = self._dump(proc, stopped=False)
-            qps = {q.qpn: q for q in dump.qps}
-            if any(cq.fill for cq in dump.cqs) and CqMode(proc.host.cq_mode) is not CqMode.SOLICITED:
-                raise InvariantError("dump", f"{proc.host.address}: completions nobody polled: {dump.cqs}")
-            for end in proc.ends:
-                records[end.stream] = qps[end.qp.num]
-        for end in self.ends:
-            if not end.mistaken():
-                self._check_record(end, records[end.stream], records[end.peer.stream])
-
-    def _check_record(self, end: End, q: dumps.QpRecord, p: dumps.QpRecord) -> None:
-        sent = 0 if end.side.only_rtr else end.packets()
-        psn = (end.side.psn + sent) & 0xFFFFFF
-        n_msgs = 0 if end.peer.side.only_rtr else len(end.peer.ops)
-        capable = not self.schedule.link.strip
-        facts = {
-            "mstate": (q.mstate, 0),
-            "sq_fill": (q.sq_fill, 0),
-            "rq_fill": (q.rq_fill, end.recv_posted - end.next_recv),
-            "next_psn": (q.next_psn, end.side.psn if end.side.only_rtr else psn),
-            "una_psn": (q.una_psn, end.side.psn if end.side.only_rtr else psn),
-            "the peer's epsn": (p.epsn, psn),
-            "msn": (q.msn, n_msgs & 0xFFFFFF),
-            "peer_gid": (q.peer_gid, end.peer.engine.gid),
-            "local_gid": (q.local_gid, end.engine.gid),
-            "peer_qpn": (q.peer_qpn, end.peer.qp.num),
-            "peer_capable": (q.peer_capable, int(capable)),
-        }
-        if capable:
-            facts["have_peer_token"] = (q.have_peer_token, 1)
-            facts["token_acked"] = (q.token_acked, 1)
-            facts["peer_token"] = (q.peer_token, p.token)
-        if end.side.only_rtr:
-            del facts["next_psn"], facts["una_psn"]
-        for name, (have, want) in facts.items():
-            if have != want:
-                raise InvariantError("dump", f"{end.name}: {name} is {have!r}, should be {want!r}")
 
     def destroy(self) -> None:
         """Everything goes away in the order that verbs ask for, without complaint."""
@@ -396,13 +301,8 @@ def run(schedule: Schedule, *, mutation: tuple[Mutation, int] | None = None) -> 
     try:
         return r.execute()
     except InvariantError as e:
-        e.args = (f"{e.args[0]}\n  at {r._now() / MS:.3f} ms of virtual time; replay: "
-                  f"python -m tests.sim.replay {schedule.token()}",)  # fmt: skip
+        when = f"at {r.elapsed() / MS:.3f} ms of virtual time"
+        e.args = (f"{e.args[0]}\n  {when}; replay: python -m tests.sim.replay {schedule.token()}",)
         raise
     finally:
         r.world.close()
-
-
-def seconds(t: int) -> float:
-    """ns as seconds, for messages."""
-    return math.nan if t == NEVER else t / S

@@ -15,11 +15,9 @@ import typing
 import zlib
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import Any, cast
 
-from .world import MS, US, Link
-
-_T = TypeVar("_T")
+from .records import MS, Link
 
 
 class Kind(IntEnum):
@@ -158,13 +156,16 @@ class Drop:
     syndrome: int = -1
 
 
+LINK = Link()
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """A whole run."""
 
     hosts: tuple[Host, ...]
     connections: tuple[Connection, ...]
-    link: Link = Link()
+    link: Link = LINK
     moves: tuple[Move, ...] = ()
     drops: tuple[Drop, ...] = ()
     seed: int = 0
@@ -181,7 +182,7 @@ def from_token(token: str) -> Schedule:
         raise ValueError("a schedule's token starts with mgs1.")
     raw = token[5:]
     text = zlib.decompress(base64.urlsafe_b64decode(raw + "=" * (-len(raw) % 4)))
-    return _build(Schedule, json.loads(text))
+    return cast(Schedule, _build(Schedule, json.loads(text)))
 
 
 def _lean(value: Any) -> Any:
@@ -205,6 +206,3 @@ def _build(cls: Any, data: Any) -> Any:
     if isinstance(cls, types.GenericAlias) and cls.__origin__ is tuple:
         return tuple(_build(cls.__args__[0], v) for v in data)
     return cls(data)
-
-
-__all__ = ["MS", "US", "Connection", "Drop", "Fatal", "Host", "Kind", "Move", "Op", "Schedule", "Side", "from_token"]

@@ -8,213 +8,33 @@ returns Reason.VIOLATION and `violation()` says which.
 
 from __future__ import annotations
 
-import errno
-import os
-import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from .lib import load
+from .records import (
+    ANY,
+    ASYNC,
+    MAX_PACKET,
+    NEVER,
+    WC,
+    Action,
+    Async,
+    Caps,
+    CqMode,
+    Datagram,
+    Link,
+    Mutation,
+    Path,
+    Reason,
+    Stats,
+    VerbsError,
+    Wc,
+    Wr,
+    check,
+    gid,
+)
 from .verbs import ALL_ACCESS, QpState
-
-US = 1_000
-MS = 1_000_000
-S = 1_000_000_000
-NEVER = (1 << 64) - 1
-ANY = 255
-
-_WC = struct.Struct("=QQ10I")
-_ASYNC = struct.Struct("=QIIii")
-_MAX_PACKET = 65536
-
-
-class VerbsError(OSError):
-    """A verbs call was refused; `errno` says why."""
-
-
-def check(rc: int) -> int:
-    """The value of an API call; VerbsError for a negative errno."""
-    if rc < 0:
-        raise VerbsError(-rc, f"{errno.errorcode.get(-rc, -rc)}: {os.strerror(-rc)}")
-    return rc
-
-
-def gid(text: str) -> bytes:
-    """The GID of a dotted IPv4 address."""
-    return b"\0" * 10 + b"\xff\xff" + bytes(int(part) for part in text.split("."))
-
-
-class Reason(IntEnum):
-    """enum mgs_reason: why `World.run` came back."""
-
-    UNTIL = 0
-    QUIET = 1
-    WC = 2
-    STANDIN = 3
-    ASYNC = 4
-    BUDGET = 5
-    VIOLATION = 6
-
-
-class CqMode(IntEnum):
-    """enum mgs_cq_mode."""
-
-    MANUAL = 0
-    POLL = 1
-    EVENT = 2
-    SOLICITED = 3
-
-
-class Action(IntEnum):
-    """enum mgs_action: what a rule does to the packets it matches."""
-
-    PASS = 0
-    DROP = 1
-    DUP = 2
-    DELAY = 3
-    CAPTURE = 4
-    STEAL = 5
-    SWAP = 6
-
-
-class Mutation(IntEnum):
-    """enum mgs_mutation: faults of the "engine" that the invariants must find."""
-
-    NONE = 0
-    LOSE_WC = 1
-    DUP_WC = 2
-    SWAP_WC = 3
-    FLIP_MEMORY = 4
-    ERROR_WC = 5
-
-
-class Wc(NamedTuple):
-    """A completion, as polled at time `t`. `imm` in host order, 0 without one."""
-
-    t: int
-    wr_id: int
-    engine: int
-    cq: int
-    status: int
-    opcode: int
-    vendor_err: int
-    byte_len: int
-    imm: int
-    qp_num: int
-    src_qp: int
-    flags: int
-
-
-class Async(NamedTuple):
-    """An asynchronous event; `qp`, `cq`: index of the object, -1 if it is none."""
-
-    t: int
-    engine: int
-    type: int
-    qp: int
-    cq: int
-
-
-class Datagram(NamedTuple):
-    """A packet (BTH to ICRC) that came to a stand-in or was captured."""
-
-    t: int
-    src: bytes
-    dst: bytes
-    sport: int
-    sender: int
-    to: int
-    data: bytes
-
-
-class Sge(NamedTuple):
-    """A piece of local memory."""
-
-    addr: int
-    length: int
-    lkey: int
-
-
-class Wr(NamedTuple):
-    """A work request, for sending or (then only wr_id and sges matter) receiving."""
-
-    wr_id: int
-    sges: Sequence[Sge] = ()
-    opcode: int = 2
-    flags: int = 0
-    imm: int = 0
-    remote_addr: int = 0
-    rkey: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """struct mgs_link: times in ns, rates in parts per million."""
-
-    delay: int = 5 * US
-    jitter: int = 0
-    queue: int = 0
-    reorder_by: int = 0
-    ps_per_byte: int = 200
-    loss: int = 0
-    dup: int = 0
-    corrupt: int = 0
-    reorder: int = 0
-    burst: int = 0
-    fair: int = 0
-    down: int = 0
-    strip: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Caps:
-    """Queue pair capacities."""
-
-    send_wr: int = 64
-    recv_wr: int = 64
-    send_sge: int = 4
-    recv_sge: int = 4
-    inline: int = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Path:
-    """What connects a QP: all of ibv_qp_attr that matters for RC."""
-
-    dgid: bytes
-    dest_qpn: int
-    rq_psn: int = 0
-    sq_psn: int = 0
-    mtu: int = 1024
-    access: int = ALL_ACCESS
-    timeout: int = 10
-    retry_cnt: int = 7
-    rnr_retry: int = 7
-    min_rnr_timer: int = 1
-    max_rd_atomic: int = 4
-    max_dest_rd_atomic: int = 4
-    hop_limit: int = 64
-    tclass: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """struct mgs_stats."""
-
-    events: int
-    sent: int
-    delivered: int
-    lost: int
-    corrupted: int
-    duplicated: int
-    reordered: int
-    unrouted: int
-    injected: int
-    false_accepts: int
-    timer_calls: int
-    bytes: int
 
 
 class Engine:
@@ -316,7 +136,7 @@ class Cq:
         """At most `n` (up to 64) completions; for CqMode.MANUAL."""
         out = self.world.ffi.new("struct mgs_wc[64]")
         got = self.world.lib.mgs_cq_poll(self.world.ptr, self.index, n, out)
-        return [Wc._make(v) for v in _WC.iter_unpack(self.world.ffi.buffer(out)[: got * _WC.size])]
+        return [Wc._make(v) for v in WC.iter_unpack(self.world.ffi.buffer(out)[: got * WC.size])]
 
     def sweep(self) -> None:
         """Poll what is there into the world's log, whatever the mode."""
@@ -348,7 +168,8 @@ class Qp:
                 "struct mgs_path *",
                 (
                     list(p.dgid), p.dest_qpn, p.rq_psn, p.sq_psn, p.mtu, p.access, p.timeout, p.retry_cnt,
-                    p.rnr_retry, p.min_rnr_timer, p.max_rd_atomic, p.max_dest_rd_atomic, p.hop_limit, p.tclass,
+                    p.rnr_retry, p.min_rnr_timer, p.max_rd_atomic, p.max_dest_rd_atomic, p.hop_limit,
+                    p.tclass,
                 ),
             )  # fmt: skip
         check(w.lib.mgs_qp_modify(w.ptr, self.index, state, arg))
@@ -363,7 +184,7 @@ class Qp:
         return QpState(check(self.world.lib.mgs_qp_state(self.world.ptr, self.index)))
 
     def post_send(self, *wrs: Wr) -> None:
-        """One chained ibv_post_send; VerbsError if any was refused (`posted` attribute: how many were not)."""
+        """One chained ibv_post_send; VerbsError if any was refused."""
         self._post(self.world.lib.mgs_post_send, wrs)
 
     def post_recv(self, *wrs: Wr) -> None:
@@ -379,9 +200,7 @@ class Qp:
                 s.sge[k].addr, s.sge[k].length, s.sge[k].lkey = sge
         rc = call(w.ptr, self.index, w.wr, len(wrs), w.posted)
         if rc < 0:
-            error = VerbsError(-rc, os.strerror(-rc))
-            error.posted = int(w.posted[0])  # type: ignore[attr-defined]
-            raise error
+            raise VerbsError(-rc, int(w.posted[0]))
 
     def free(self) -> None:
         check(self.world.lib.mgs_qp_free(self.world.ptr, self.index))
@@ -396,7 +215,7 @@ class World:
         self.wr = self.ffi.new("struct mgs_wr[64]")
         self.posted = self.ffi.new("int *")
         self._wcs = self.ffi.new("struct mgs_wc[256]")
-        self._packet = self.ffi.new("uint8_t[]", _MAX_PACKET)
+        self._packet = self.ffi.new("uint8_t[]", MAX_PACKET)
         self._info = self.ffi.new("struct mgs_packet_info *")
         self.engines: list[Engine] = []
 
@@ -415,16 +234,17 @@ class World:
 
     def engine(
         self, address: str = "10.0.0.1", *, qpn_base: int = 0, qpn_count: int = 1 << 24, slot: int = 0,
-        max_mtu: int = 4096, seed: int = 1, clock_offset: int = 0, arena: int = 1 << 20, batch_window: int = 0,
-        timer_slack: int = 0, tx_batch: int = 16, id_mode: int = 1, early_timer: int = 0,
+        max_mtu: int = 4096, seed: int = 1, clock_offset: int = 0, arena: int = 1 << 20,
+        batch_window: int = 0, timer_slack: int = 0, tx_batch: int = 16, id_mode: int = 1,
+        early_timer: int = 0,
     ) -> Engine:  # fmt: skip
         """A new engine; the parameters are those of struct mgs_engine_config."""
         address_gid = gid(address)
         cfg = self.ffi.new(
             "struct mgs_engine_config *",
             (
-                list(address_gid), qpn_base, qpn_count, slot, max_mtu, seed & NEVER, clock_offset & NEVER, arena,
-                batch_window, timer_slack, tx_batch, id_mode, early_timer,
+                list(address_gid), qpn_base, qpn_count, slot, max_mtu, seed & NEVER, clock_offset & NEVER,
+                arena, batch_window, timer_slack, tx_batch, id_mode, early_timer,
             ),
         )  # fmt: skip
         index = check(self.lib.mgs_engine_new(self.ptr, cfg))
@@ -457,14 +277,14 @@ class World:
         """Completions logged since the last call, in the order they were polled."""
         out: list[Wc] = []
         while n := self.lib.mgs_wc_drain(self.ptr, self._wcs, 256):
-            out += (Wc._make(v) for v in _WC.iter_unpack(self.ffi.buffer(self._wcs)[: n * _WC.size]))
+            out += (Wc._make(v) for v in WC.iter_unpack(self.ffi.buffer(self._wcs)[: n * WC.size]))
         return out
 
     def events(self) -> list[Async]:
         out: list[Async] = []
         buf = self.ffi.new("struct mgs_async[16]")
         while n := self.lib.mgs_async_drain(self.ptr, buf, 16):
-            out += (Async._make(v) for v in _ASYNC.iter_unpack(self.ffi.buffer(buf)[: n * _ASYNC.size]))
+            out += (Async._make(v) for v in ASYNC.iter_unpack(self.ffi.buffer(buf)[: n * ASYNC.size]))
         return out
 
     def stats(self) -> Stats:
@@ -487,8 +307,8 @@ class World:
         rule = self.ffi.new(
             "struct mgs_rule *",
             (
-                src, dst, lo, hi, 0 if syndrome is None else syndrome_mask, syndrome or 0, action, 0, skip, count,
-                delay,
+                src, dst, lo, hi, 0 if syndrome is None else syndrome_mask, syndrome or 0, action, 0, skip,
+                count, delay,
             ),
         )  # fmt: skip
         return check(self.lib.mgs_rule_add(self.ptr, rule))
@@ -499,18 +319,20 @@ class World:
     def clear_rules(self) -> None:
         self.lib.mgs_rules_clear(self.ptr)
 
-    def standin(self, number: int, address: bytes, on: bool, qpn_base: int = 0, qpn_count: int = 1 << 24) -> None:
+    def standin(
+        self, number: int, address: bytes, on: bool, qpn_base: int = 0, qpn_count: int = 1 << 24
+    ) -> None:
         """Packets to `address` and these QPNs that no engine takes go to stand-in `number`."""
         check(self.lib.mgs_standin_set(self.ptr, number, address, qpn_base, qpn_count, int(on)))
 
     def next_for_standin(self) -> Datagram | None:
-        got = self.lib.mgs_standin_next(self.ptr, self._info, self._packet, _MAX_PACKET)
+        got = self.lib.mgs_standin_next(self.ptr, self._info, self._packet, MAX_PACKET)
         return self._datagram() if got else None
 
     def captured(self) -> list[Datagram]:
         """What rules with CAPTURE or STEAL have kept, oldest first."""
         out: list[Datagram] = []
-        while self.lib.mgs_captured(self.ptr, len(out), self._info, self._packet, _MAX_PACKET):
+        while self.lib.mgs_captured(self.ptr, len(out), self._info, self._packet, MAX_PACKET):
             out.append(self._datagram())
         return out
 
