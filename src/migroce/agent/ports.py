@@ -36,7 +36,7 @@ class Ports:
         order = self._orders.pop(f"{key[0]}:{key[1]}", None)
         if order is not None:
             port.from_state(order)
-            self._sweep_later(port, 0)
+            self._sweep(port, 0)  # before anything new is put behind what is left
         return port
 
     def release(self, port: Port, slot: int) -> None:
