@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from migroce.cli import agent, bench, demo, doctor, lab, migration, run, show
+from migroce.cli.text import flow
 
 EPILOG = """
 The shortest tour, as root on one machine: [bold]migroce demo[/bold]; by hand: [bold]migroce lab -h[/bold].
@@ -26,7 +27,7 @@ app = typer.Typer(
     help="Live migration of containers that use RDMA.\n\n"
     "A RoCEv2 device in a library, an agent per node that stops and resumes it, and migration by stock CRIU "
     "and a stock OCI runtime: programs, engine and kernel are unmodified.",
-    epilog=EPILOG,
+    epilog=flow(EPILOG),
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

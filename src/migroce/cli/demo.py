@@ -8,20 +8,22 @@ from typing import Annotated
 
 import typer
 
+from migroce.cli.text import flow
+
 
 def register(app: typer.Typer) -> None:
     """Add `demo` to the application."""
 
     @app.command(
         rich_help_panel="Use",
-        epilog="""
+        epilog=flow("""
 It makes two nodes on this machine (network namespaces), runs
 `ib_send_bw -d rxe0 -n 100000 -b` as server in container cont-moving (10.0.1.7) on node-a and as client in
 cont-static (10.0.1.3) on node-b, and moves the server to node-b in the middle. Everything is real: RoCEv2
 packets, CRIU, runc, Debian's own perftest. Nothing is left behind, whichever way it ends.
 
 [bold]Exit status[/bold]: 0 if the move succeeded and both programs ended with 0.
-""",
+"""),
     )
     def demo(
         output: Annotated[

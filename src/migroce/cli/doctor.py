@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from migroce.cli.text import flow
+
 if TYPE_CHECKING:
     from migroce.doctor import Check
 
@@ -21,7 +23,7 @@ Warnings don't count.
 def register(app: typer.Typer) -> None:
     """Add `doctor` to the application."""
 
-    @app.command(epilog=EPILOG, rich_help_panel="This machine")
+    @app.command(epilog=flow(EPILOG), rich_help_panel="This machine")
     def doctor(
         json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
         quick: Annotated[

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from migroce.cli.common import complete_container, complete_node
+from migroce.cli.text import flow
 
 Name = Annotated[str, typer.Option("--lab", "-l", help="The lab's name, if there are several.")]
 PROGRAM = {"allow_interspersed_args": False}
@@ -20,7 +21,7 @@ def register(app: typer.Typer) -> None:
         help="Several nodes on one machine: network namespaces, an underlay, an overlay network (VXLAN) for "
         "containers, an agent and a runtime root each. Needs root.",
         no_args_is_help=True,
-        epilog="""
+        epilog=flow("""
 [bold]A move by hand[/bold]
 
   migroce lab up
@@ -34,7 +35,7 @@ def register(app: typer.Typer) -> None:
   migroce wait cont-static; migroce logs cont-static
 
   migroce lab down
-""",
+"""),
     )
     app.add_typer(lab, rich_help_panel="Use")
 
@@ -69,11 +70,11 @@ def register(app: typer.Typer) -> None:
 
         _status([api.Lab.load(name) for name in api.labs()], json_output)
 
-    @lab.command(epilog="  migroce lab run node-a cont-moving --ip 10.0.1.7 -- ib_send_bw -d rxe0 -b")
+    @lab.command(epilog=flow("  migroce lab run node-a cont-moving --ip 10.0.1.7 -- ib_send_bw -d rxe0 -b"))
     def run(
         node: Annotated[str, typer.Argument(autocompletion=complete_node, show_default=False)],
         container: Annotated[str, typer.Argument(help="A name for it.", show_default=False)],
-        program: Annotated[list[str], typer.Argument(metavar="-- PROGRAM [ARGUMENT]...", show_default=False)],
+        program: Annotated[list[str], typer.Argument(metavar="-- COMMAND", show_default=False)],
         ip: Annotated[
             str | None,
             typer.Option("--ip", help="Its address in the containers' network.", show_default=False),
@@ -110,7 +111,7 @@ def register(app: typer.Typer) -> None:
                 help="A node or a container.", autocompletion=complete_container, show_default=False
             ),
         ],
-        program: Annotated[list[str], typer.Argument(metavar="PROGRAM [ARGUMENT]...", show_default=False)],
+        program: Annotated[list[str], typer.Argument(metavar="COMMAND", show_default=False)],
         name: Name = "lab",
     ) -> None:
         """Run a program in a node or in a running container; its exit status is this command's.

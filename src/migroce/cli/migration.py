@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from migroce.cli.common import NODE_HELP, complete_container, complete_node
+from migroce.cli.text import flow
 
 if TYPE_CHECKING:
     from migroce.migration.report import Progress, Report
@@ -36,8 +37,9 @@ def register(app: typer.Typer) -> None:
 
     @app.command(
         rich_help_panel=PANEL,
-        epilog=_PHASES
-        + """
+        epilog=flow(
+            _PHASES
+            + """
 [bold]Examples[/bold]
 
   migroce migrate cont-moving --to node-b
@@ -45,7 +47,8 @@ def register(app: typer.Typer) -> None:
   migroce migrate cont-moving --from local --to ssh://root@other-host
 
   migroce migrate cont-moving --to node-a --json | jq 'select(.report).report.blackout'
-""",
+"""
+        ),
     )
     def migrate(
         container: Container,
@@ -75,14 +78,14 @@ def register(app: typer.Typer) -> None:
 
     @app.command(
         rich_help_panel=PANEL,
-        epilog="""
+        epilog=flow("""
 The directory can be copied to another machine. While the container is away its address is answered
 for: peers wait.
 
   migroce checkpoint cont-moving /var/tmp/saved
   migroce inspect /var/tmp/saved
   migroce restore /var/tmp/saved --on node-b
-""",
+"""),
     )
     def checkpoint(
         container: Container,
@@ -110,7 +113,7 @@ for: peers wait.
                 json_output,
             )
 
-    @app.command(rich_help_panel=PANEL, epilog="  migroce restore /var/tmp/saved --on node-b")
+    @app.command(rich_help_panel=PANEL, epilog=flow("  migroce restore /var/tmp/saved --on node-b"))
     def restore(
         directory: Annotated[
             Path, typer.Argument(help="Made by migroce checkpoint.", show_default=False, exists=True)

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from migroce.cli.text import flow
+
 HELP = """
 Run a program with the device rxe0: no container, no root, no kernel module.
 
-PROGRAM is any program that uses libibverbs; everything after it belongs to it. It is run in place of this
+COMMAND is any program that uses libibverbs, with its arguments. It is run in place of this
 command, so its exit status, signals and terminal are its own.
 
 An agent of yours is started in the background unless one runs (it ends a minute after the last program):
@@ -33,14 +35,14 @@ def register(app: typer.Typer) -> None:
     """Add `run` to the application."""
 
     @app.command(
-        help=HELP,
-        epilog=EPILOG,
+        help=flow(HELP),
+        epilog=flow(EPILOG),
         rich_help_panel="Use",
         context_settings={"allow_interspersed_args": False},
         options_metavar="[OPTIONS] --",
     )
     def run(
-        program: Annotated[list[str], typer.Argument(metavar="PROGRAM [ARGUMENT]...", show_default=False)],
+        program: Annotated[list[str], typer.Argument(metavar="COMMAND", show_default=False)],
         iface: Annotated[
             str | None, typer.Option("--iface", help="Use the first address of this network interface.")
         ] = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from migroce.cli.common import NODE_HELP, complete_container, complete_node
+from migroce.cli.text import flow
 
 if TYPE_CHECKING:
     from migroce.nodes import Node
@@ -29,12 +30,12 @@ def register(app: typer.Typer) -> None:
 
     @app.command(
         rich_help_panel=PANEL,
-        epilog="""
+        epilog=flow("""
 [bold]States of a queue pair[/bold]: those of verbs; besides, stopped (its own side is being moved),
 paused (its peer is being moved), resuming (moved, its peer has not answered yet). Programs see none of these.
 
   migroce ps --json | jq -r '.containers[] | select(.status == "running") | .id'
-""",
+"""),
     )
     def ps(
         container: Annotated[
@@ -66,7 +67,7 @@ paused (its peer is being moved), resuming (moved, its peer has not answered yet
 
     @app.command(
         rich_help_panel=PANEL,
-        epilog="  migroce inspect /var/tmp/saved --json | jq '.contexts[].qps[].next_psn'",
+        epilog=flow("  migroce inspect /var/tmp/saved --json | jq '.contexts[].qps[].next_psn'"),
     )
     def inspect(
         path: Annotated[
