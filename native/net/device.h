@@ -95,4 +95,10 @@ static inline void mg_note_poll(struct mg_device *dev, mg_time now)
 	atomic_store_explicit(&dev->last_poll, now, memory_order_relaxed);
 }
 
+/*
+ * The application is about to sleep until an event comes: it does not poll any more, and a progress
+ * thread that keeps out of its way is called back at once.
+ */
+void mg_note_sleep(struct mg_device *dev);
+
 #endif

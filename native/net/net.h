@@ -62,6 +62,7 @@ struct mg_net {
 	 * (and by those who wake it) with the lock held, so that posters see what it sleeps on.
 	 */
 	_Atomic mg_time thread_until;
+	_Atomic bool napping; /* the thread sleeps without the sockets: the application polls */
 
 	/* Batch under construction. */
 	struct mg_pkt pkt[MG_TX_BATCH];

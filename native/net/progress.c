@@ -74,6 +74,14 @@ void mg_progress_check(struct mg_device *dev, mg_time now)
 	mg_progress_wake(dev);
 }
 
+void mg_note_sleep(struct mg_device *dev)
+{
+	/* Either the thread sees that nobody polls, or we see that it naps (see run). */
+	atomic_store(&dev->last_poll, 0);
+	if (atomic_load(&dev->net->napping) && atomic_exchange(&dev->net->napping, false))
+		mg_progress_wake(dev);
+}
+
 static bool polling(struct mg_device *dev, mg_time now)
 {
 	return atomic_load_explicit(&dev->last_poll, memory_order_relaxed) + MG_POLLING_NS > now;
@@ -168,6 +176,7 @@ static bool sleep_until(struct mg_device *dev, struct sleeper *s, mg_time until)
 	}
 	ret = ppoll(s->fd, s->n, timeout, NULL);
 	atomic_store_explicit(&dev->net->thread_until, 0, memory_order_relaxed);
+	atomic_store_explicit(&dev->net->napping, false, memory_order_relaxed);
 	if (ret <= 0)
 		return false;
 	if (s->fd[0].revents && read(dev->wake_fd, &count, sizeof(count)) < 0 && errno != EAGAIN &&
@@ -193,6 +202,9 @@ static void *run(void *arg)
 		if (away) {
 			until = now + nap;
 			nap = nap * 2 < MG_NAP_MAX_NS ? nap * 2 : MG_NAP_MAX_NS;
+			atomic_store(&dev->net->napping, true);
+			if (!atomic_load(&dev->last_poll)) /* mg_note_sleep, just now */
+				until = 0;
 		} else {
 			until = serve(dev, &got, &away);
 			/* Packets waited while we napped: the application stops polling now and then. */

@@ -169,7 +169,7 @@ int mgv_cq_fetch(struct mgv_cq *cq, int n, struct ibv_wc *wc)
 	 * progress thread away, which alone can wake it.
 	 */
 	if (cq->armed)
-		mg_note_poll(cq->dev, 0);
+		mg_note_sleep(cq->dev);
 	return got;
 }
 
@@ -194,7 +194,7 @@ int mgv_req_notify_cq(struct ibv_cq *ibcq, int solicited_only)
 	mg_cq_arm(cq->mg, solicited_only != 0);
 	if (ibcq->channel) {
 		cq->armed = true;
-		mg_note_poll(cq->dev, 0);
+		mg_note_sleep(cq->dev);
 	}
 	mg_device_unlock(cq->dev);
 	return 0;
