@@ -119,11 +119,12 @@ static void cmd_connect(const char *args)
 	struct ibv_qp_attr a = {.qp_state = IBV_QPS_INIT,
 				.port_num = 1,
 				.qp_access_flags = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ};
-	unsigned qpn, rkey, psn, peer_psn, mtu;
+	unsigned qpn, rkey, psn, peer_psn, mtu, timeout;
 	unsigned long long addr;
 	char gid[33];
 
-	if (sscanf(args, "%u %32s %u %llu %u %u %u", &qpn, gid, &rkey, &addr, &psn, &peer_psn, &mtu) != 7)
+	if (sscanf(args, "%u %32s %u %llu %u %u %u %u", &qpn, gid, &rkey, &addr, &psn, &peer_psn, &mtu,
+		   &timeout) != 8)
 		die("connect", EINVAL);
 	t.peer_rkey = rkey;
 	t.peer_addr = addr;
@@ -146,7 +147,7 @@ static void cmd_connect(const char *args)
 			   IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
 	a = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTS,
 				 .sq_psn = psn,
-				 .timeout = 14,
+				 .timeout = (uint8_t)timeout,
 				 .retry_cnt = 7,
 				 .rnr_retry = 7,
 				 .max_rd_atomic = 16};
@@ -397,7 +398,9 @@ int main(void)
 		else if (!strcmp(cmd, "fill"))
 			fill_send_half(a);
 		else if (!strcmp(cmd, "check")) {
+			mg_device_lock(t.dev); /* after what the progress thread has written */
 			check(0, a, 0);
+			mg_device_unlock(t.dev);
 			printf("same\n");
 		} else if (!strcmp(cmd, "event"))
 			cmd_event(line + at);

@@ -275,7 +275,7 @@ def test_unknown_messages_and_stray_descriptors_do_not_matter(
         link.welcome(Hello(bytes(16), 0, HelloState.FRESH), nodes[0], socks)
         link.send(Stopped(0, 0, 0))
         assert [qp.qpn for qp in link.live_dump().qps] == [a.ready.qpn]
-        assert len(a.descriptors()) == before
+        until("the descriptors are closed", lambda: len(a.descriptors()) == before)
         both(a, b, "both 10 1000", "both 10 1000")
 
 

@@ -15,6 +15,8 @@ from .netns import Node
 from .tool import Tool, ToolError, both, connect, connected
 
 pytestmark = pytest.mark.root
+not_under_tsan = pytest.mark.skipif(os.environ.get("MIGROCE_SANITIZER") == "tsan",
+                                    reason="TSan has a thread of its own and no threads after a fork")
 
 
 @pytest.fixture
@@ -52,6 +54,7 @@ def test_a_peer_may_spin_while_messages_go_both_ways(duo: tuple[Tool, Tool]) -> 
     both(a, b, "both 200 5000", "both 200 5000")
 
 
+@not_under_tsan
 def test_the_application_gets_its_signals_itself(duo: tuple[Tool, Tool]) -> None:
     a, _ = duo
     a("counters")
@@ -72,6 +75,7 @@ def test_a_forked_child_holds_no_socket_and_is_refused(duo: tuple[Tool, Tool]) -
     both(a, b, "both 100 1000", "both 100 1000")
 
 
+@not_under_tsan
 def test_a_forked_child_can_open_a_device_of_its_own(nodes: tuple[Node, Node]) -> None:
     """With another address: the parent keeps its port."""
     with Tool(nodes[0]) as a:

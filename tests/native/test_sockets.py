@@ -62,7 +62,7 @@ def test_a_link_without_segmentation_offload_is_served_too(nodes: tuple[Node, No
 
 def test_a_packet_too_large_for_the_link_is_an_error_and_said_once(nodes: tuple[Node, Node]) -> None:
     a_node = nodes[0]
-    with connected(*nodes) as (a, b):
+    with connected(*nodes, timeout=12) as (a, b):
         ip("-n", a_node.netns, "link", "set", a_node.iface, "mtu", "1500")
         try:
             b.put("recv 1 4096")

@@ -126,11 +126,14 @@ class Tool:
         return self.process.stdin
 
 
-def connect(a: Tool, b: Tool, mtu: int = 4096, psn: int = 0xFFFFF0) -> None:
-    """Bring both QPs to RTS. The PSNs start shortly before they wrap."""
+def connect(a: Tool, b: Tool, mtu: int = 4096, psn: int = 0xFFFFF0, timeout: int = 18) -> None:
+    """Bring both QPs to RTS. The PSNs start shortly before they wrap.
+
+    `timeout` is IBA's, 4.096 us * 2^timeout; a machine under load or a sanitizer is no reason to fail.
+    """
     for tool, other, mine, theirs in ((a, b, psn, psn - 100), (b, a, psn - 100, psn)):
         r = other.ready
-        tool.put(f"connect {r.qpn} {r.gid} {r.rkey} {r.addr} {mine} {theirs} {mtu}")
+        tool.put(f"connect {r.qpn} {r.gid} {r.rkey} {r.addr} {mine} {theirs} {mtu} {timeout}")
     assert a.answer() == b.answer() == ["connected"]
 
 
@@ -143,9 +146,9 @@ def both(a: Tool, b: Tool, command_a: str, command_b: str) -> None:
 
 
 @contextlib.contextmanager
-def connected(a: Node, b: Node, mtu: int = 4096, env: dict[str, str] | None = None,
+def connected(a: Node, b: Node, mtu: int = 4096, timeout: int = 18, env: dict[str, str] | None = None,
               ) -> Iterator[tuple[Tool, Tool]]:
     """Two tools without agents, connected."""
     with Tool(a, **env or {}) as left, Tool(b, **env or {}) as right:
-        connect(left, right, mtu)
+        connect(left, right, mtu, timeout=timeout)
         yield left, right
