@@ -98,9 +98,10 @@ def ensure_agent(run_dir: Path) -> Path:
     if known and _another_starts(run_dir, admin):
         return control
     agent.kill()
+    status = agent.wait()
     if not known:
         raise MigroceError(f"the agent did not get ready within {_START_DEADLINE:.0f} s; its log is {log}")
-    words = log.read_text(errors="replace").strip().splitlines() or [f"exit status {agent.wait()}"]
+    words = log.read_text(errors="replace").strip().splitlines() or [f"exit status {status}"]
     raise MigroceError(f"the agent did not start: {words[-1]} (whole log: {log}); or use --no-agent")
 
 

@@ -191,7 +191,9 @@ def _inspect(path: Path, json_output: bool) -> None:
     from migroce.cli.common import print_json
     from migroce.errors import MigroceError
 
-    files = sorted(path.rglob("rdma-*.dump")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted([*path.glob("rdma-*.dump"), *path.glob("*/rdma-*.dump")])
     manifest: dict[str, Any] | None = None
     if path.is_dir() and (path / "manifest.json").is_file():
         from migroce.migration.api import read_manifest
