@@ -76,7 +76,7 @@ static struct sim_packet *packet_copy(struct mgs_world *w, const struct sim_pack
 
 static struct mg_flow flow_of(const struct sim_packet *p)
 {
-	struct mg_flow f = { .sport = p->sport, .dport = MG_ROCE_PORT, .ip_id = p->ip_id, .df = true };
+	struct mg_flow f = {.sport = p->sport, .dport = MG_ROCE_PORT, .ip_id = p->ip_id, .df = true};
 
 	memcpy(f.src, p->src, 16);
 	memcpy(f.dst, p->dst, 16);
@@ -86,7 +86,7 @@ static struct mg_flow flow_of(const struct sim_packet *p)
 static void seal(struct sim_packet *p)
 {
 	const struct mg_flow f = flow_of(p);
-	const struct iovec v = { p->data, p->len - MG_ICRC_LEN };
+	const struct iovec v = {p->data, p->len - MG_ICRC_LEN};
 	const uint32_t crc = mg_icrc(&f, &v, 1, p->len - MG_ICRC_LEN);
 
 	for (unsigned i = 0; i < MG_ICRC_LEN; i++)
@@ -289,16 +289,12 @@ static bool apply_rules(struct mgs_world *w, struct sim_packet *p, int to, uint6
 			continue;
 		r->hits++;
 		switch (r->action) {
-		case MGS_DROP:
-			lose(w, p, "rule-", to);
-			return true;
+		case MGS_DROP: lose(w, p, "rule-", to); return true;
 		case MGS_STEAL:
 			keep(w, p, to);
 			lose(w, p, "steal", to);
 			return true;
-		case MGS_CAPTURE:
-			keep(w, p, to);
-			break;
+		case MGS_CAPTURE: keep(w, p, to); break;
 		case MGS_DUP: {
 			struct sim_packet *q = packet_copy(w, p);
 
@@ -306,18 +302,14 @@ static bool apply_rules(struct mgs_world *w, struct sim_packet *p, int to, uint6
 			w->stats.duplicated++;
 			break;
 		}
-		case MGS_DELAY:
-			*extra = r->delay;
-			break;
+		case MGS_DELAY: *extra = r->delay; break;
 		case MGS_SWAP:
 			if (!mg_hdrs_parse(p->data, p->len, &h) && h.payload_len) {
 				p->data[(size_t)(h.payload - p->data)] ^= 0xff;
 				seal(p);
 			}
 			break;
-		default:
-			*spared = true;
-			break;
+		default: *spared = true; break;
 		}
 		return false;
 	}
@@ -385,8 +377,8 @@ void sim_send(struct sim_engine *e, const struct mg_pkt *k, unsigned index)
 		len += k->iov[i].iov_len;
 	len += k->pad + MG_ICRC_LEN;
 	if (k->n_iov > MG_MAX_SGE || k->hdr_len > sizeof(k->hdr) || k->pad > 3 || len != k->len) {
-		sim_violate(w, "e%d: mg_tx: pieces make %zu bytes, len says %u (hdr %u, iov %u, pad %u)", e->index, len,
-			    k->len, k->hdr_len, k->n_iov, k->pad);
+		sim_violate(w, "e%d: mg_tx: pieces make %zu bytes, len says %u (hdr %u, iov %u, pad %u)",
+			    e->index, len, k->len, k->hdr_len, k->n_iov, k->pad);
 		return;
 	}
 	if (memcmp(k->src.gid, e->gid, 16))
@@ -398,7 +390,9 @@ void sim_send(struct sim_engine *e, const struct mg_pkt *k, unsigned index)
 	p->sport = k->sport;
 	p->tclass = k->tclass;
 	p->hop_limit = k->hop_limit;
-	p->ip_id = e->cfg.id_mode == 0 ? 0 : e->cfg.id_mode == 1 ? (uint16_t)index : (uint16_t)sim_rand(&w->rng);
+	p->ip_id = e->cfg.id_mode == 0	 ? 0
+		   : e->cfg.id_mode == 1 ? (uint16_t)index
+					 : (uint16_t)sim_rand(&w->rng);
 	memcpy(p->data, k->hdr, k->hdr_len);
 	len = k->hdr_len;
 	for (unsigned i = 0; i < k->n_iov; i++) {
@@ -408,11 +402,12 @@ void sim_send(struct sim_engine *e, const struct mg_pkt *k, unsigned index)
 	memset(p->data + len, 0, k->pad);
 	seal(p);
 	if (mg_hdrs_parse(p->data, p->len, &h))
-		sim_violate(w, "e%d: mg_tx: a packet that does not parse, opcode %02x, %u bytes", e->index, p->data[0],
-			    p->len);
-	else if (!h.capable || h.pkey != MG_PKEY_DEFAULT || h.pad != k->pad || h.payload_len > e->cfg.max_path_mtu)
-		sim_violate(w, "e%d: mg_tx: opcode %02x: capable %d, pkey %04x, pad %u (said %u), payload %u", e->index,
-			    h.opcode, h.capable, h.pkey, h.pad, k->pad, h.payload_len);
+		sim_violate(w, "e%d: mg_tx: a packet that does not parse, opcode %02x, %u bytes", e->index,
+			    p->data[0], p->len);
+	else if (!h.capable || h.pkey != MG_PKEY_DEFAULT || h.pad != k->pad ||
+		 h.payload_len > e->cfg.max_path_mtu)
+		sim_violate(w, "e%d: mg_tx: opcode %02x: capable %d, pkey %04x, pad %u (said %u), payload %u",
+			    e->index, h.opcode, h.capable, h.pkey, h.pad, k->pad, h.payload_len);
 	transmit(w, p);
 }
 
@@ -422,7 +417,7 @@ void sim_deliver(struct mgs_world *w, struct sim_packet *p)
 	struct mg_flow seen = f;
 	const int to = route(w, p);
 	struct sim_engine *e;
-	struct mg_rx meta = { .sport = p->sport, .tclass = p->tclass, .hop_limit = p->hop_limit };
+	struct mg_rx meta = {.sport = p->sport, .tclass = p->tclass, .hop_limit = p->hop_limit};
 
 	if (to < 0) {
 		const int s = route_standin(w, p);
@@ -449,7 +444,7 @@ void sim_deliver(struct mgs_world *w, struct sim_packet *p)
 	if (p->damaged) {
 		/* Either only masked bits were hit, or the check was fooled by a wrong IP id. */
 		uint32_t crc = 0;
-		const struct iovec v = { p->data, p->len - MG_ICRC_LEN };
+		const struct iovec v = {p->data, p->len - MG_ICRC_LEN};
 
 		for (unsigned i = 0; i < MG_ICRC_LEN; i++)
 			crc |= (uint32_t)p->data[p->len - MG_ICRC_LEN + i] << 8 * i;
@@ -497,7 +492,8 @@ void mgs_rules_clear(struct mgs_world *w)
 	w->n_rule = 0;
 }
 
-int mgs_standin_set(struct mgs_world *w, int id, const uint8_t *gid, uint32_t qpn_base, uint32_t qpn_count, int on)
+int mgs_standin_set(struct mgs_world *w, int id, const uint8_t *gid, uint32_t qpn_base, uint32_t qpn_count,
+		    int on)
 {
 	if (id < 0 || id >= SIM_MAX_STANDINS)
 		return -EINVAL;

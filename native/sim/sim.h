@@ -49,7 +49,7 @@ struct sim_engine {
 	struct mgs_engine_config cfg;
 	uint64_t offset; /* engine time = world time + offset */
 	uint64_t rng;
-	uint64_t flush_at;    /* a non-lazy mg_tx is promised by then */
+	uint64_t flush_at;     /* a non-lazy mg_tx is promised by then */
 	mg_time seen_deadline; /* its own clock; */
 	uint64_t due;	       /* the world's, with slack */
 	uint64_t spin_at;
@@ -154,7 +154,7 @@ static inline mg_time sim_engine_now(const struct sim_engine *e)
 	return e->w->now + e->offset;
 }
 uint64_t sim_deadline(const struct sim_engine *e); /* world time, never before now */
-void sim_after(struct sim_engine *e, bool lazy); /* after any call into it: send, poll, check */
+void sim_after(struct sim_engine *e, bool lazy);   /* after any call into it: send, poll, check */
 void sim_poll_cq(struct mgs_world *w, int i);
 struct sim_engine *sim_engine_get(struct mgs_world *w, int i); /* NULL: no such */
 extern const struct mg_ops sim_ops;

@@ -52,8 +52,10 @@ static int slot(void **v, int *n, int *cap, size_t elem)
 
 int mgs_engine_new(struct mgs_world *w, const struct mgs_engine_config *cfg)
 {
-	struct mg_config c = { .qpn_base = cfg->qpn_base, .qpn_count = cfg->qpn_count, .slot = cfg->slot,
-			       .max_path_mtu = cfg->max_path_mtu };
+	struct mg_config c = {.qpn_base = cfg->qpn_base,
+			      .qpn_count = cfg->qpn_count,
+			      .slot = cfg->slot,
+			      .max_path_mtu = cfg->max_path_mtu};
 	struct sim_engine *e;
 
 	if (w->n_engine == SIM_MAX_ENGINES)
@@ -211,7 +213,7 @@ int mgs_pd_new(struct mgs_world *w, int engine)
 	if (!pd)
 		return -ENOMEM;
 	i = SLOT(w, pd);
-	w->pd[i] = (struct sim_pd){ pd, engine };
+	w->pd[i] = (struct sim_pd){pd, engine};
 	return i;
 }
 
@@ -237,7 +239,7 @@ int mgs_mr_new(struct mgs_world *w, int pd, uint64_t offset, uint64_t length, ui
 	if (rc)
 		return -rc;
 	i = SLOT(w, mr);
-	w->mr[i] = (struct sim_mr){ mr, p->engine };
+	w->mr[i] = (struct sim_mr){mr, p->engine};
 	return i;
 }
 
@@ -277,7 +279,7 @@ int mgs_cq_new(struct mgs_world *w, int engine, uint32_t cqe, int mode)
 	if (rc)
 		return -rc;
 	i = SLOT(w, cq);
-	w->cq[i] = (struct sim_cq){ .cq = cq, .engine = engine, .mode = mode };
+	w->cq[i] = (struct sim_cq){.cq = cq, .engine = engine, .mode = mode};
 	if (mode == MGS_CQ_EVENT || mode == MGS_CQ_SOLICITED) {
 		w->cq[i].armed = true;
 		mg_cq_arm(cq, mode == MGS_CQ_SOLICITED);
@@ -318,8 +320,8 @@ int mgs_qp_new(struct mgs_world *w, int pd, int send_cq, int recv_cq, struct mgs
 	struct ibv_qp_init_attr_ex attr = {
 		.qp_type = IBV_QPT_RC,
 		.sq_sig_all = sig_all,
-		.cap = { caps->max_send_wr, caps->max_recv_wr, caps->max_send_sge, caps->max_recv_sge,
-			 caps->max_inline },
+		.cap = {caps->max_send_wr, caps->max_recv_wr, caps->max_send_sge, caps->max_recv_sge,
+			caps->max_inline},
 	};
 	struct mg_qp *qp;
 	int rc, i;
@@ -329,10 +331,10 @@ int mgs_qp_new(struct mgs_world *w, int pd, int send_cq, int recv_cq, struct mgs
 	rc = mg_qp_create(p->pd, s->cq, r->cq, &attr, NULL, &qp);
 	if (rc)
 		return -rc;
-	*caps = (struct mgs_caps){ attr.cap.max_send_wr, attr.cap.max_recv_wr, attr.cap.max_send_sge,
-				   attr.cap.max_recv_sge, attr.cap.max_inline_data };
+	*caps = (struct mgs_caps){attr.cap.max_send_wr, attr.cap.max_recv_wr, attr.cap.max_send_sge,
+				  attr.cap.max_recv_sge, attr.cap.max_inline_data};
 	i = SLOT(w, qp);
-	w->qp[i] = (struct sim_qp){ qp, p->engine };
+	w->qp[i] = (struct sim_qp){qp, p->engine};
 	return i;
 }
 
@@ -357,16 +359,18 @@ uint32_t mgs_qp_num(struct mgs_world *w, int qp)
 
 static enum ibv_mtu mtu_enum(uint32_t bytes)
 {
-	return bytes >= 4096 ? IBV_MTU_4096 : bytes >= 2048 ? IBV_MTU_2048 : bytes >= 1024 ? IBV_MTU_1024 :
-	       bytes >= 512  ? IBV_MTU_512 :
-			       IBV_MTU_256;
+	return bytes >= 4096   ? IBV_MTU_4096
+	       : bytes >= 2048 ? IBV_MTU_2048
+	       : bytes >= 1024 ? IBV_MTU_1024
+	       : bytes >= 512  ? IBV_MTU_512
+			       : IBV_MTU_256;
 }
 
 /* The attributes each transition needs (IBA 11.2.5.2, as programs give them). */
 int mgs_qp_modify(struct mgs_world *w, int qp, int state, const struct mgs_path *path)
 {
 	struct sim_qp *q = qp_get(w, qp);
-	struct ibv_qp_attr a = { .qp_state = (enum ibv_qp_state)state };
+	struct ibv_qp_attr a = {.qp_state = (enum ibv_qp_state)state};
 	int mask = IBV_QP_STATE, rc;
 
 	if (!q)
@@ -387,15 +391,16 @@ int mgs_qp_modify(struct mgs_world *w, int qp, int state, const struct mgs_path 
 		a.ah_attr.grh.hop_limit = path->hop_limit;
 		a.ah_attr.grh.traffic_class = path->tclass;
 		memcpy(a.ah_attr.grh.dgid.raw, path->dgid, 16);
-		mask |= IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC |
-			IBV_QP_MIN_RNR_TIMER;
+		mask |= IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
+			IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER;
 	} else if (path && state == IBV_QPS_RTS) {
 		a.sq_psn = path->sq_psn;
 		a.timeout = path->timeout;
 		a.retry_cnt = path->retry_cnt;
 		a.rnr_retry = path->rnr_retry;
 		a.max_rd_atomic = path->max_rd_atomic;
-		mask |= IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC;
+		mask |= IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN |
+			IBV_QP_MAX_QP_RD_ATOMIC;
 	}
 	sim_trace(w, "modify   e%d qp%d state %d", q->engine, qp, state);
 	rc = mg_qp_modify(q->qp, sim_engine_now(&w->engine[q->engine]), &a, mask);
@@ -407,7 +412,7 @@ int mgs_qp_state(struct mgs_world *w, int qp)
 {
 	struct sim_qp *q = qp_get(w, qp);
 	struct ibv_qp_init_attr init;
-	struct ibv_qp_attr attr = { 0 };
+	struct ibv_qp_attr attr = {0};
 	int rc;
 
 	if (!q)
@@ -421,7 +426,7 @@ static int sges(struct ibv_sge *out, const struct mgs_wr *wr)
 	const uint32_t max = sizeof(wr->sge) / sizeof(wr->sge[0]);
 
 	for (uint32_t i = 0; i < wr->n_sge && i < max; i++)
-		out[i] = (struct ibv_sge){ wr->sge[i].addr, wr->sge[i].length, wr->sge[i].lkey };
+		out[i] = (struct ibv_sge){wr->sge[i].addr, wr->sge[i].length, wr->sge[i].lkey};
 	return (int)wr->n_sge;
 }
 
@@ -446,14 +451,15 @@ int mgs_post_send(struct mgs_world *w, int qp, const struct mgs_wr *wr, int n, i
 			.opcode = (enum ibv_wr_opcode)wr[i].opcode,
 			.send_flags = wr[i].flags,
 			.imm_data = htonl(wr[i].imm),
-			.wr.rdma = { .remote_addr = wr[i].remote_addr, .rkey = wr[i].rkey },
+			.wr.rdma = {.remote_addr = wr[i].remote_addr, .rkey = wr[i].rkey},
 		};
 		sim_trace(w, "post     e%d qp%d send wr %lu op %u flags %x sge %u", e->index, qp,
 			  (unsigned long)wr[i].wr_id, wr[i].opcode, wr[i].flags, wr[i].n_sge);
 	}
 	rc = mg_post_send(q->qp, sim_engine_now(e), list, &bad);
 	if (rc && !(bad >= list && bad < list + n))
-		sim_violate(w, "e%d: mg_post_send failed with %d, but bad_wr is not one of the list", e->index, rc);
+		sim_violate(w, "e%d: mg_post_send failed with %d, but bad_wr is not one of the list",
+			    e->index, rc);
 	*posted = rc && bad ? (int)(bad - list) : n;
 	sim_after(e, true);
 	return -rc;
@@ -480,7 +486,8 @@ int mgs_post_recv(struct mgs_world *w, int qp, const struct mgs_wr *wr, int n, i
 		};
 	rc = mg_post_recv(q->qp, list, &bad);
 	if (rc && !(bad >= list && bad < list + n))
-		sim_violate(w, "e%d: mg_post_recv failed with %d, but bad_wr is not one of the list", e->index, rc);
+		sim_violate(w, "e%d: mg_post_recv failed with %d, but bad_wr is not one of the list",
+			    e->index, rc);
 	*posted = rc && bad ? (int)(bad - list) : n;
 	sim_after(e, true);
 	return -rc;

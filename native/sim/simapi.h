@@ -37,24 +37,24 @@ enum mgs_reason {
 
 /* How a CQ is served while the world runs. */
 enum mgs_cq_mode {
-	MGS_CQ_MANUAL = 0, /* only by mgs_cq_poll */
-	MGS_CQ_POLL = 1,   /* polled after each step */
-	MGS_CQ_EVENT = 2,  /* polled only when its event came, then armed anew */
+	MGS_CQ_MANUAL = 0,    /* only by mgs_cq_poll */
+	MGS_CQ_POLL = 1,      /* polled after each step */
+	MGS_CQ_EVENT = 2,     /* polled only when its event came, then armed anew */
 	MGS_CQ_SOLICITED = 3, /* likewise, armed for solicited events; polled once more by mgs_cq_sweep */
 };
 
 /* Adversity of the way from one engine to another. Rates are in parts per million. */
 struct mgs_link {
-	uint64_t delay;	   /* least, ns */
-	uint64_t jitter;   /* uniform on top; order is kept */
-	uint64_t queue;	   /* ns of packets that may wait for the wire; beyond: dropped (0: no end) */
-	uint64_t reorder_by; /* a reordered packet comes up to this much later, past others */
+	uint64_t delay;	      /* least, ns */
+	uint64_t jitter;      /* uniform on top; order is kept */
+	uint64_t queue;	      /* ns of packets that may wait for the wire; beyond: dropped (0: no end) */
+	uint64_t reorder_by;  /* a reordered packet comes up to this much later, past others */
 	uint32_t ps_per_byte; /* serialisation */
 	uint32_t loss, dup, corrupt, reorder;
-	uint32_t burst;	 /* packets lost in a row once one is (0, 1: each on its own) */
-	uint32_t fair;	 /* no packet is lost more often than this, no ACK train longer (0: no mercy) */
-	uint32_t down;	 /* drop everything */
-	uint32_t strip;	 /* clear the capability bit: both ends look like strangers to each other */
+	uint32_t burst; /* packets lost in a row once one is (0, 1: each on its own) */
+	uint32_t fair;	/* no packet is lost more often than this, no ACK train longer (0: no mercy) */
+	uint32_t down;	/* drop everything */
+	uint32_t strip; /* clear the capability bit: both ends look like strangers to each other */
 };
 
 /* A rule for single packets, tried in the order given; the first that matches acts. */
@@ -69,14 +69,14 @@ enum mgs_action {
 };
 
 struct mgs_rule {
-	uint8_t src, dst;	/* engine indices or MGS_ANY; dst: who would get it now */
-	uint8_t op_lo, op_hi;	/* BTH opcodes */
-	uint8_t syn_mask, syn;	/* AETH syndrome & syn_mask == syn; mask 0: any packet */
-	uint8_t action;		/* enum mgs_action */
+	uint8_t src, dst;      /* engine indices or MGS_ANY; dst: who would get it now */
+	uint8_t op_lo, op_hi;  /* BTH opcodes */
+	uint8_t syn_mask, syn; /* AETH syndrome & syn_mask == syn; mask 0: any packet */
+	uint8_t action;	       /* enum mgs_action */
 	uint8_t rsv;
-	uint32_t skip, count;	/* leave out the first, then act on so many (0: for ever) */
+	uint32_t skip, count; /* leave out the first, then act on so many (0: for ever) */
 	uint64_t delay;
-	uint32_t hits;		/* out: how often it acted */
+	uint32_t hits; /* out: how often it acted */
 	uint32_t rsv2;
 };
 
@@ -87,7 +87,7 @@ struct mgs_caps {
 struct mgs_path {
 	uint8_t dgid[16];
 	uint32_t dest_qpn, rq_psn, sq_psn;
-	uint32_t mtu; /* bytes */
+	uint32_t mtu;	 /* bytes */
 	uint32_t access; /* enum ibv_access_flags */
 	uint8_t timeout, retry_cnt, rnr_retry, min_rnr_timer, max_rd_atomic, max_dest_rd_atomic;
 	uint8_t hop_limit, tclass;
@@ -145,7 +145,7 @@ struct mgs_stats {
 struct mgs_world *mgs_world_new(uint64_t seed);
 void mgs_world_free(struct mgs_world *w);
 uint64_t mgs_now(const struct mgs_world *w);
-int mgs_run(struct mgs_world *w, uint64_t until); /* enum mgs_reason; UINT64_MAX: till it is quiet */
+int mgs_run(struct mgs_world *w, uint64_t until);	   /* enum mgs_reason; UINT64_MAX: till it is quiet */
 void mgs_set_budget(struct mgs_world *w, uint64_t events); /* from now on */
 void mgs_set_break(struct mgs_world *w, int on_wc, int on_async);
 const char *mgs_violation(const struct mgs_world *w); /* NULL: none */
@@ -158,13 +158,13 @@ struct mgs_engine_config {
 	uint8_t gid[16];
 	uint32_t qpn_base, qpn_count, slot, max_path_mtu;
 	uint64_t seed;
-	uint64_t clock_offset;	/* its monotonic clock is this much ahead of the world's (wraps) */
-	uint64_t arena;		/* bytes of application memory */
-	uint64_t batch_window;	/* packets this close together are one receive batch (lazy tx within) */
-	uint64_t timer_slack;	/* timers are served up to this late */
-	uint32_t tx_batch;	/* 1..64 packets asked from mg_tx at once */
-	uint32_t id_mode;	/* IPv4 id: 0 zero, 1 counts within a batch (GSO), 2 random */
-	uint32_t early_timer;	/* ppm of steps with a needless mg_timer call */
+	uint64_t clock_offset; /* its monotonic clock is this much ahead of the world's (wraps) */
+	uint64_t arena;	       /* bytes of application memory */
+	uint64_t batch_window; /* packets this close together are one receive batch (lazy tx within) */
+	uint64_t timer_slack;  /* timers are served up to this late */
+	uint32_t tx_batch;     /* 1..64 packets asked from mg_tx at once */
+	uint32_t id_mode;      /* IPv4 id: 0 zero, 1 counts within a batch (GSO), 2 random */
+	uint32_t early_timer;  /* ppm of steps with a needless mg_timer call */
 	uint32_t rsv;
 };
 int mgs_engine_new(struct mgs_world *w, const struct mgs_engine_config *cfg);
@@ -199,7 +199,8 @@ int mgs_cq_resize(struct mgs_world *w, int cq, uint32_t cqe);
 int mgs_qp_new(struct mgs_world *w, int pd, int send_cq, int recv_cq, struct mgs_caps *caps, int sig_all);
 int mgs_qp_free(struct mgs_world *w, int qp);
 uint32_t mgs_qp_num(struct mgs_world *w, int qp);
-int mgs_qp_modify(struct mgs_world *w, int qp, int state, const struct mgs_path *path); /* enum ibv_qp_state */
+int mgs_qp_modify(struct mgs_world *w, int qp, int state,
+		  const struct mgs_path *path); /* enum ibv_qp_state */
 int mgs_qp_state(struct mgs_world *w, int qp);
 /* posted: how many were taken. 0 or -errno. */
 int mgs_post_send(struct mgs_world *w, int qp, const struct mgs_wr *wr, int n, int *posted);
@@ -213,9 +214,12 @@ int mgs_rule_add(struct mgs_world *w, const struct mgs_rule *rule);
 uint32_t mgs_rule_hits(struct mgs_world *w, int rule);
 void mgs_rules_clear(struct mgs_world *w);
 /* Packets to `gid` for these QPNs that no attached engine takes go to stand-in `id`. */
-int mgs_standin_set(struct mgs_world *w, int id, const uint8_t *gid, uint32_t qpn_base, uint32_t qpn_count, int on);
-int mgs_standin_next(struct mgs_world *w, struct mgs_packet_info *info, uint8_t *buf, size_t cap); /* 1 or 0 */
-int mgs_captured(struct mgs_world *w, int i, struct mgs_packet_info *info, uint8_t *buf, size_t cap); /* 1 or 0 */
+int mgs_standin_set(struct mgs_world *w, int id, const uint8_t *gid, uint32_t qpn_base, uint32_t qpn_count,
+		    int on);
+int mgs_standin_next(struct mgs_world *w, struct mgs_packet_info *info, uint8_t *buf,
+		     size_t cap); /* 1 or 0 */
+int mgs_captured(struct mgs_world *w, int i, struct mgs_packet_info *info, uint8_t *buf,
+		 size_t cap); /* 1 or 0 */
 /* Send from outside; with_icrc: buf has one (right or wrong), else one is added. -1: no engine's link. */
 int mgs_inject(struct mgs_world *w, int from, const uint8_t *src, const uint8_t *dst, uint16_t sport,
 	       const uint8_t *buf, size_t len, int with_icrc);
@@ -223,11 +227,11 @@ int mgs_inject(struct mgs_world *w, int from, const uint8_t *src, const uint8_t 
 /* Mutations, to see that the tests can fail: see simapi.c. */
 enum mgs_mutation {
 	MGS_MUT_NONE = 0,
-	MGS_MUT_LOSE_WC = 1,  /* the n-th completion vanishes */
-	MGS_MUT_DUP_WC = 2,   /* ... comes twice */
-	MGS_MUT_SWAP_WC = 3,  /* ... changes places with the one before it in its CQ */
-	MGS_MUT_FLIP_MEMORY = 4, /* at the n-th completion a byte of its engine's arena changes */
-	MGS_MUT_ERROR_WC = 5, /* ... has status "general error" */
+	MGS_MUT_LOSE_WC = 1,	 /* the n-th completion vanishes */
+	MGS_MUT_DUP_WC = 2,	 /* ... comes twice */
+	MGS_MUT_SWAP_WC = 3,	 /* ... changes places with the one before it in its CQ */
+	MGS_MUT_FLIP_MEMORY = 4, /* at the n-th completion the last byte of its engine's arena changes */
+	MGS_MUT_ERROR_WC = 5,	 /* ... has status "general error" */
 };
 void mgs_mutate(struct mgs_world *w, int mutation, uint64_t n);
 

@@ -42,18 +42,19 @@ static int describe(const struct sim_packet *p, char *out, size_t cap)
 
 	if (mg_hdrs_parse(p->data, p->len, &h))
 		return snprintf(out, cap, "unparsable, %u bytes", p->len);
-	n = snprintf(out, cap, "%-18s qp %06x psn %06x len %u%s%s%s", mg_opinfo[h.opcode].name, h.dest_qpn, h.psn,
-		     h.payload_len, h.ackreq ? " A" : "", h.solicited ? " SE" : "", h.capable ? " cap" : "");
+	n = snprintf(out, cap, "%-18s qp %06x psn %06x len %u%s%s%s", mg_opinfo[h.opcode].name, h.dest_qpn,
+		     h.psn, h.payload_len, h.ackreq ? " A" : "", h.solicited ? " SE" : "",
+		     h.capable ? " cap" : "");
 	if (h.mask & MG_H_RETH)
-		n += snprintf(out + n, cap - (size_t)n, " va %" PRIx64 " rkey %x dmalen %u", h.reth.va, h.reth.rkey,
-			      h.reth.length);
+		n += snprintf(out + n, cap - (size_t)n, " va %" PRIx64 " rkey %x dmalen %u", h.reth.va,
+			      h.reth.rkey, h.reth.length);
 	if (h.mask & MG_H_AETH)
 		n += snprintf(out + n, cap - (size_t)n, " syn %02x msn %u", h.aeth.syndrome, h.aeth.msn);
 	if (h.mask & MG_H_IMM)
 		n += snprintf(out + n, cap - (size_t)n, " imm %x", h.imm);
 	if (h.mask & MG_H_MEH)
-		n += snprintf(out + n, cap - (size_t)n, " src_qp %06x epoch %u psn %06x token %02x%02x..", h.meh.src_qpn,
-			      h.meh.epoch, h.meh.psn, h.meh.token[0], h.meh.token[1]);
+		n += snprintf(out + n, cap - (size_t)n, " src_qp %06x epoch %u psn %06x token %02x%02x..",
+			      h.meh.src_qpn, h.meh.epoch, h.meh.psn, h.meh.token[0], h.meh.token[1]);
 	return n;
 }
 

@@ -82,7 +82,8 @@ static void op_async_event(void *arg, enum ibv_event_type type, void *object)
 {
 	struct sim_engine *e = arg;
 	struct mgs_world *w = e->w;
-	struct mgs_async a = { .t = w->now, .engine = (uint32_t)e->index, .type = (uint32_t)type, .qp = -1, .cq = -1 };
+	struct mgs_async a = {
+		.t = w->now, .engine = (uint32_t)e->index, .type = (uint32_t)type, .qp = -1, .cq = -1};
 
 	for (int i = 0; i < w->n_qp; i++)
 		if (object && w->qp[i].qp == object)
@@ -95,7 +96,7 @@ static void op_async_event(void *arg, enum ibv_event_type type, void *object)
 	sim_trace(w, "async    e%d type %d qp%d cq%d", e->index, (int)type, a.qp, a.cq);
 }
 
-const struct mg_ops sim_ops = { .random = op_random, .cq_event = op_cq_event, .async_event = op_async_event };
+const struct mg_ops sim_ops = {.random = op_random, .cq_event = op_cq_event, .async_event = op_async_event};
 
 /* ---- completions ---- */
 
@@ -109,8 +110,8 @@ static void wc_log(struct mgs_world *w, struct mgs_wc wc)
 {
 	const bool mine = ++w->wc_count == w->mutate_at;
 
-	sim_trace(w, "wc       e%u cq%u wr %" PRIu64 " status %u opcode %u qp %06x len %u", wc.engine, wc.cq, wc.wr_id,
-		  wc.status, wc.opcode, wc.qp_num, wc.byte_len);
+	sim_trace(w, "wc       e%u cq%u wr %" PRIu64 " status %u opcode %u qp %06x len %u", wc.engine, wc.cq,
+		  wc.wr_id, wc.status, wc.opcode, wc.qp_num, wc.byte_len);
 	if (mine && w->mutation == MGS_MUT_LOSE_WC)
 		return;
 	if (mine && w->mutation == MGS_MUT_SWAP_WC) {
@@ -123,7 +124,7 @@ static void wc_log(struct mgs_world *w, struct mgs_wc wc)
 	if (mine && w->mutation == MGS_MUT_FLIP_MEMORY) {
 		struct sim_engine *e = &w->engine[wc.engine];
 
-		e->arena[sim_below(&w->rng, e->cfg.arena)] ^= 0x10;
+		e->arena[e->cfg.arena - 1] ^= 0x10; /* nothing that arrives later covers it up */
 	}
 	wc_append(w, &wc);
 	if (mine && w->mutation == MGS_MUT_DUP_WC)
@@ -309,8 +310,8 @@ static void run_timer(struct sim_engine *e)
 		e->spin = 0;
 	}
 	if (++e->spin > SIM_SPIN_MAX) {
-		sim_violate(w, "e%d: the deadline stays in the past: %u mg_timer calls at one instant", e->index,
-			    e->spin);
+		sim_violate(w, "e%d: the deadline stays in the past: %u mg_timer calls at one instant",
+			    e->index, e->spin);
 		return;
 	}
 	w->stats.timer_calls++;
@@ -389,7 +390,8 @@ int mgs_run(struct mgs_world *w, uint64_t until)
 		for (int i = 0; i < w->n_engine; i++) {
 			struct sim_engine *e = &w->engine[i];
 
-			if (e->e && e->cfg.early_timer && !mg_stopped(e->e) && sim_chance(&w->rng, e->cfg.early_timer)) {
+			if (e->e && e->cfg.early_timer && !mg_stopped(e->e) &&
+			    sim_chance(&w->rng, e->cfg.early_timer)) {
 				mg_timer(e->e, sim_engine_now(e));
 				sim_after(e, false);
 			}

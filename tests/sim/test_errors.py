@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Promises about mistakes: the right completion, the right event, nothing written, all flushed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from .pair import Node, Pair
+from .records import NEVER, US, Link, S, Sge, Wr
+from .verbs import ALL_ACCESS, Access, Event, QpState, SendFlag, WcStatus, WrOpcode
+
+SLOW = Link(delay=100 * US, ps_per_byte=1000)
+READ, WRITE, WRITE_IMM = WrOpcode.RDMA_READ, WrOpcode.RDMA_WRITE, WrOpcode.RDMA_WRITE_WITH_IMM
+
+
+def _bad_rkey(w: Pair, at: Sge) -> dict[str, int]:
+    return {"remote_addr": at.addr, "rkey": w.b.mr.rkey ^ 1}
+
+
+def _key_of_nobody(_: Pair, at: Sge) -> dict[str, int]:
+    return {"remote_addr": at.addr, "rkey": 0}
+
+
+def _behind_the_end(w: Pair, _: Sge) -> dict[str, int]:
+    return {"remote_addr": w.b.engine.base + (1 << 20) - 1999, "rkey": w.b.mr.rkey}
+
+
+def _before_the_start(w: Pair, _: Sge) -> dict[str, int]:
+    return {"remote_addr": w.b.engine.base - 1, "rkey": w.b.mr.rkey}
+
+
+def _around_the_address_space(w: Pair, _: Sge) -> dict[str, int]:
+    return {"remote_addr": NEVER - 10, "rkey": w.b.mr.rkey}
+
+
+def _no_remote_access(w: Pair, at: Sge) -> dict[str, int]:
+    mr = w.b.engine.mr(w.b.pd, 0, 1 << 20, Access.LOCAL_WRITE)
+    return {"remote_addr": at.addr, "rkey": mr.rkey}
+
+
+def _a_freed_region(w: Pair, at: Sge) -> dict[str, int]:
+    mr = w.b.engine.mr(w.b.pd, 0, 1 << 20, ALL_ACCESS)
+    mr.free()
+    return {"remote_addr": at.addr, "rkey": mr.rkey}
+
+
+def _another_pd(w: Pair, at: Sge) -> dict[str, int]:
+    mr = w.b.engine.mr(w.b.engine.pd(), 0, 1 << 20, ALL_ACCESS)
+    return {"remote_addr": at.addr, "rkey": mr.rkey}
+
+
+def _events(w: Pair, node: Node) -> list[int]:
+    return [e.type for e in w.events() if e.engine == node.engine.index and e.type != Event.COMM_EST]
+
+
+@pytest.mark.parametrize("opcode", [READ, WRITE, WRITE_IMM])
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        _bad_rkey, _key_of_nobody, _behind_the_end, _before_the_start, _around_the_address_space,
+        _no_remote_access, _a_freed_region, _another_pd,
+    ],
+)  # fmt: skip
+def test_memory_that_is_not_open_is_neither_read_nor_written(
+    mistake: Callable[[Pair, Sge], dict[str, int]], opcode: WrOpcode
+) -> None:
+    with Pair() as w:
+        w.settle()
+        at, good = w.b.space(2000), w.b.space(8)
+        w.a.recvs(2, 8)
+        w.b.recvs(2, 8)
+        before = bytes(w.b.engine.memory)
+        w.a.write(1, b"good", good, w.b, flags=0)
+        into = w.a.put(b"?" * 2000)
+        w.a.post(2, opcode, [into], flags=0, **mistake(w, at))
+        w.a.write(3, b"late", good, w.b)
+        w.go(1 * S)
+        assert w.a.done()[:2] == [(2, WcStatus.REM_ACCESS_ERR), (3, WcStatus.WR_FLUSH_ERR)]
+        assert [s for _, s in w.a.done()[2:]] == [WcStatus.WR_FLUSH_ERR] * 2
+        assert w.b.done() == [(0, WcStatus.WR_FLUSH_ERR), (1, WcStatus.WR_FLUSH_ERR)]
+        assert w.b.get(good)[:4] == b"good"
+        after = bytearray(w.b.engine.memory)
+        start = good.addr - w.b.engine.base
+        after[start : start + 4] = before[start : start + 4]
+        assert bytes(after) == before
+        assert w.a.get(into) == b"?" * 2000
+        assert _events(w, w.b) == [Event.QP_ACCESS_ERR]
+        assert (w.a.qp.state(), w.b.qp.state()) == (QpState.ERR, QpState.ERR)
+
+
+@pytest.mark.parametrize(
+    ("opcode", "access"),
+    [(READ, Access.LOCAL_WRITE | Access.REMOTE_WRITE), (WRITE, Access.LOCAL_WRITE | Access.REMOTE_READ)],
+)
+def test_a_qp_opens_memory_only_as_its_own_flags_say(opcode: WrOpcode, access: Access) -> None:
+    with Pair(access=access) as w:
+        w.settle()
+        w.a.post(1, opcode, [w.a.space(8)], **w.b.remote(w.b.space(8)))
+        w.go(1 * S)
+        assert w.a.done() == [(1, WcStatus.REM_ACCESS_ERR)]
+        assert _events(w, w.b) == [Event.QP_ACCESS_ERR]
+
+
+@pytest.mark.parametrize("opcode", [WrOpcode.SEND, WRITE, READ])
+def test_local_memory_without_a_right_key_fails_locally(opcode: WrOpcode) -> None:
+    with Pair() as w:
+        w.settle()
+        w.b.recvs(3, 8)
+        w.a.send(1, b"good", flags=0)
+        sge = w.a.space(8)
+        w.a.post(2, opcode, [Sge(sge.addr, 8, sge.lkey ^ 1)], flags=0, **w.b.remote(w.b.space(8)))
+        w.go(1 * S)
+        assert w.a.done() == [(2, WcStatus.LOC_PROT_ERR)]
+        assert w.b.done() == [(0, 0)]
+        assert w.b.qp.state() is QpState.RTS
+
+
+@pytest.mark.parametrize("size", [9, 1024, 5000])
+def test_a_message_longer_than_its_receive_fails_at_both_ends(size: int) -> None:
+    with Pair() as w:
+        w.settle()
+        w.b.recv(1, 8)
+        w.b.recv(2, 8)
+        w.a.send(1, bytes(size))
+        w.go(1 * S)
+        assert w.a.done() == [(1, WcStatus.REM_INV_REQ_ERR)]
+        assert w.b.done() == [(1, WcStatus.LOC_LEN_ERR), (2, WcStatus.WR_FLUSH_ERR)]
+        assert (w.a.qp.state(), w.b.qp.state()) == (QpState.ERR, QpState.ERR)
+
+
+def test_a_receive_into_memory_without_a_right_key_fails_at_both_ends() -> None:
+    with Pair() as w:
+        w.settle()
+        sge = w.b.space(8)
+        w.b.qp.post_recv(Wr(1, (Sge(sge.addr, 8, sge.lkey ^ 1),)))
+        w.a.send(1, b"x")
+        w.go(1 * S)
+        assert w.a.done() == [(1, WcStatus.REM_OP_ERR)]
+        assert w.b.done() == [(1, WcStatus.LOC_PROT_ERR)]
+
+
+def test_read_data_into_memory_that_may_not_be_written_fails_locally() -> None:
+    with Pair() as w:
+        w.settle()
+        mr = w.a.engine.mr(w.a.pd, 0, 1 << 20, Access.REMOTE_READ)
+        to = w.a.space(8)
+        w.a.post(1, READ, [Sge(to.addr, 8, mr.lkey)], **w.b.remote(w.b.put(b"12345678")))
+        w.go(1 * S)
+        assert w.a.done() == [(1, WcStatus.LOC_PROT_ERR)]
+        assert w.a.get(to) == bytes(8)
+
+
+def test_a_region_may_go_away_while_a_read_of_it_is_answered() -> None:
+    with Pair() as w:
+        w.settle()
+        mr = w.b.engine.mr(w.b.pd, 0, 1 << 20, ALL_ACCESS)
+        w.link(SLOW)
+        into = w.a.space(500_000)
+        w.a.post(1, READ, [into], remote_addr=w.b.engine.base, rkey=mr.rkey)
+        w.run_for(300_000)
+        mr.free()
+        w.go(2 * S)
+        assert w.a.done()[0][1] in (WcStatus.SUCCESS, WcStatus.REM_ACCESS_ERR)
+
+
+def test_a_qp_moved_to_err_flushes_in_order_and_stays_silent() -> None:
+    with Pair(sig_all=False) as w:
+        w.settle()
+        w.link(SLOW)
+        w.a.recvs(3, 8)
+        for i in range(10, 13):
+            w.a.send(i, bytes(3000), flags=0)
+        w.a.qp.modify(QpState.ERR)
+        w.go(1 * S)
+        flushed = WcStatus.WR_FLUSH_ERR
+        assert sorted(w.a.done()) == [(i, flushed) for i in (0, 1, 2, 10, 11, 12)]
+        assert [i for i, _ in w.a.done() if i >= 10] == [10, 11, 12]
+        assert [i for i, _ in w.a.done() if i < 10] == [0, 1, 2]
+
+
+def test_the_error_of_one_qp_leaves_others_of_its_engine_alone() -> None:
+    with Pair() as w:
+        w.settle()
+        x, y = (n.engine.qp(n.pd, n.cq, n.cq) for n in w.nodes)
+        for me, peer in ((x, y), (y, x)):
+            me.connect(w.a.path.__class__(peer.engine.gid, peer.num))
+        w.a.post(1, WRITE, [w.a.space(8)], remote_addr=0, rkey=0)
+        into = w.b.space(8)
+        y.post_recv(Wr(7, (into,)))
+        x.post_send(Wr(8, (w.a.put(b"fine"),), WrOpcode.SEND, SendFlag.SIGNALED))
+        w.go(1 * S)
+        assert sorted(w.a.done()) == [(1, WcStatus.REM_ACCESS_ERR), (8, 0)]
+        assert w.b.done() == [(7, 0)]
+        assert y.state() is QpState.RTS

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Promises about packets nobody of ours has sent: garbage, strangers, wrong versions."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from migroce.wire import OPINFO
+
+from .pair import Pair
+from .records import MS, Action, Datagram
+from .test_schedules import PROFILE
+
+STRANGER = b"\0" * 10 + b"\xff\xff\x0a\x06\x06\x06"
+
+
+def _echo_under(w: Pair, attack: list[tuple[bytes, bytes, bool]]) -> None:
+    """Traffic while `attack` (source, bytes, add an ICRC) comes in at both ends: nothing must change."""
+    for source, data, icrc in attack:
+        for node in w.nodes:
+            if data and len(data) >= (12 if icrc else 1):
+                w.inject(source or node.path.dgid, node.engine.gid, data, icrc=icrc)
+    w.echo()
+    for source, data, icrc in attack[:4]:
+        if len(data) >= 12:
+            w.inject(source or w.b.engine.gid, w.a.engine.gid, data, icrc=icrc)
+    w.echo(1)
+
+
+@PROFILE
+@given(st.lists(st.binary(min_size=1, max_size=200), max_size=8))
+def test_garbage_is_dropped(blobs: list[bytes]) -> None:
+    with Pair() as w:
+        w.settle()
+        _echo_under(w, [(b"", blob, False) for blob in blobs])
+        assert w.a.engine.counters()["rx_icrc"] + w.b.engine.counters()["rx_icrc"] > 0 or not blobs
+
+
+@settings(
+    PROFILE, max_examples=max(20, PROFILE.max_examples // 2) if PROFILE.max_examples < 10_000 else 100_000
+)
+@given(st.integers(0, 255), st.binary(max_size=120), st.booleans(), st.booleans(), st.integers(0, 0xFFFFFF))
+def test_packets_of_strangers_change_nothing(
+    opcode: int, rest: bytes, known_qpn: bool, capable: bool, psn: int
+) -> None:
+    """Any opcode, any contents, a right ICRC, but another source address or QPN."""
+    with Pair() as w:
+        w.settle()
+        qpn = w.a.qp.num if known_qpn else 0x123456
+        source = STRANGER if known_qpn else b""
+        bth = bytes((opcode, 0x40, 0xFF, 0xFF, int(capable))) + qpn.to_bytes(3, "big")
+        data = bth + b"\x80" + psn.to_bytes(3, "big") + rest
+        before = w.a.dump()
+        _echo_under(w, [(source, data, True)])
+        after = w.a.dump()
+        assert (after.token, after.peer_token, after.peer_gid) == (
+            before.token,
+            before.peer_token,
+            before.peer_gid,
+        )
+
+
+@pytest.mark.parametrize("opcode", sorted(OPINFO))
+def test_a_header_cut_short_is_dropped_though_its_icrc_is_right(opcode: int) -> None:
+    with Pair() as w:
+        w.settle()
+        psn = w.a.dump().epsn.to_bytes(3, "big")
+        bth = bytes((opcode, 0x40, 0xFF, 0xFF, 1)) + w.a.qp.num.to_bytes(3, "big") + b"\x80" + psn
+        for extra in range(OPINFO[opcode].hdr_len - 12):
+            w.inject(w.b.engine.gid, w.a.engine.gid, bth + bytes(extra))
+        w.echo()
+
+
+@pytest.mark.parametrize("opcode", sorted(op for op in OPINFO if op >= 0x20 and op < 0xC0))
+def test_packets_of_other_services_are_dropped(opcode: int) -> None:
+    with Pair() as w:
+        w.settle()
+        psn = w.a.dump().epsn.to_bytes(3, "big")
+        bth = bytes((opcode, 0x40, 0xFF, 0xFF, 1)) + w.a.qp.num.to_bytes(3, "big") + b"\x80" + psn
+        w.inject(w.b.engine.gid, w.a.engine.gid, bth + bytes(OPINFO[opcode].hdr_len - 12 + 8))
+        w.echo()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_old_packets_replayed_at_random_change_nothing(seed: int) -> None:
+    """Everything of a conversation is sent again later, in another order."""
+    rng = random.Random(seed)
+    with Pair() as w:
+        w.settle()
+        w.rule(Action.CAPTURE)
+        target, source = w.b.space(3000), w.b.put(bytes(range(250)) * 12)
+        for i in range(5):
+            w.echo(i)
+            w.a.write(10 + i, bytes([i]) * 3000, target, w.b)
+            w.a.read(20 + i, 3000, source, w.b)
+            w.go(5 * MS)
+        old: list[Datagram] = w.captured()
+        w.clear_rules()
+        assert len(old) > 40
+        for packet in rng.sample(old, len(old)):
+            w.inject(packet.src, packet.dst, packet.data, icrc=False, sport=packet.sport)
+            if rng.random() < 0.1:
+                w.go(1 * MS)
+        w.echo(99)
+        assert w.b.get(target) == bytes([4]) * 3000
+        assert [s for _, s in w.a.done()] == [0] * len(w.a.wcs)
