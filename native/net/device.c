@@ -21,6 +21,7 @@ static struct {
 	pthread_once_t once;
 	struct mg_device *dev;
 	struct mg_device_hooks hooks;
+	bool said; /* why there is no device */
 } the = {.lock = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
 
 void mg_say(const char *fmt, ...)
@@ -337,6 +338,9 @@ int mg_device_probe(struct mg_port *port)
 		found = the.dev->port;
 	else
 		ret = mg_addr_choose(NULL, &found, &addr);
+	if (ret && !the.said) /* a program would only find that there is no device */
+		say_choose_error(ret);
+	the.said |= ret != 0;
 	pthread_mutex_unlock(&the.lock);
 	if (!ret && port)
 		*port = found;

@@ -80,6 +80,8 @@ static inline bool mgv_is_ours(const struct ibv_context *c)
 }
 /* The node GUID (network order) rdma_rxe would make of this MAC address. */
 __be64 mgv_guid(const uint8_t mac[6]);
+/* The GID that packets leave from; 0 is the link-local one, listed as every RoCE port lists it. */
+#define MGV_GID_IN_USE 1u
 /* A copy of what the port looks like now (an address may change when the process is moved). */
 void mgv_port(struct mg_device *dev, struct mg_port *port);
 

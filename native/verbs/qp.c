@@ -101,12 +101,18 @@ MGV_EXPORT struct ibv_qp_ex *ibv_qp_to_qp_ex(struct ibv_qp *qp)
 	return mgv_qp(qp)->has_ex ? &mgv_qp(qp)->ex : NULL;
 }
 
-/* A path's source must be an entry of the GID table (the engine checks the rest). */
-static int check_path(struct ibv_context *c, const struct ibv_ah_attr *a)
+/*
+ * A path's source is an entry of the GID table, and the one that packets leave from: with another
+ * one a peer would wait for an address that never sends (the engine checks the rest).
+ */
+static int check_path(struct mg_device *dev, const struct ibv_ah_attr *a)
 {
-	struct ibv_gid_entry e;
+	struct mg_port port;
 
-	return _ibv_query_gid_ex(c, 1, a->grh.sgid_index, &e, 0, sizeof(e)) ? EINVAL : 0;
+	mgv_port(dev, &port);
+	if (a->grh.sgid_index >= port.n_gid)
+		return EINVAL;
+	return memcmp(&port.gid[a->grh.sgid_index], &port.gid[MGV_GID_IN_USE], 16) ? EINVAL : 0;
 }
 
 MGV_EXPORT int ibv_modify_qp(struct ibv_qp *ibqp, struct ibv_qp_attr *attr, int mask)
@@ -117,7 +123,7 @@ MGV_EXPORT int ibv_modify_qp(struct ibv_qp *ibqp, struct ibv_qp_attr *attr, int 
 	if (!mgv_is_ours(ibqp->context))
 		return MGV_FORWARD_INT(ibv_modify_qp, ibqp, attr, mask);
 	qp = mgv_qp(ibqp);
-	if ((mask & IBV_QP_AV) && check_path(ibqp->context, &attr->ah_attr))
+	if ((mask & IBV_QP_AV) && check_path(qp->dev, &attr->ah_attr))
 		return EINVAL;
 	mg_device_lock(qp->dev);
 	err = mg_qp_modify(qp->mg, mg_now(), attr, mask);

@@ -21,6 +21,9 @@ void mgv_port(struct mg_device *dev, struct mg_port *port)
 	mg_device_lock(dev);
 	*port = dev->port;
 	mg_device_unlock(dev);
+	/* Packets leave from one address: the interface's others are no sources for a QP. */
+	if (port->n_gid > MGV_GID_IN_USE + 1)
+		port->n_gid = MGV_GID_IN_USE + 1;
 }
 
 /* ---- device ------------------------------------------------------------------------------------ */
