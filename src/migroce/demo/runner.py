@@ -162,8 +162,12 @@ def _play(options: Options, state: DemoState, lab: Lab) -> Result:
         wanted = options.messages * MESSAGE * options.at
         state.message = f"running: the move starts when {options.at:.0%} of the messages have arrived"
         _until(
-            lambda: moving.connected and static.received.last >= wanted,
+            lambda: moving.connected and static.received.last > 0,
             "the two programs exchange no data", destination, static,
+        )  # fmt: skip
+        _until(
+            lambda: static.received.last >= wanted,
+            "the two programs are too slow", destination, static, _END_LIMIT,
         )  # fmt: skip
         state.message = f"moving {moving.container} from {source.name} to {destination.name}"
         report = api.migrate(moving.container, source, destination, progress=_progress(state))
@@ -185,9 +189,11 @@ def _progress(state: DemoState) -> Callable[[Event], None]:
     return lambda event: state.phase(event.phase, event.state, event.monotonic)
 
 
-def _until(reached: Callable[[], bool], complaint: str, node: Node, end: End) -> None:
-    """Wait for something the programs do. Raises MigroceError when they end or take too long."""
-    deadline = time.monotonic() + _START_LIMIT
+def _until(
+    reached: Callable[[], bool], complaint: str, node: Node, end: End, limit: float = _START_LIMIT
+) -> None:
+    """Wait for something the programs do. Raises MigroceError when they end or take more than `limit` s."""
+    deadline = time.monotonic() + limit
     while not reached():
         info = node.call("info", container=end.container)
         if info["exit_status"] is not None or time.monotonic() > deadline:

@@ -97,6 +97,11 @@ def as_json(result: Result) -> dict[str, Any]:
     return {
         "ok": result.ok,
         "exit_status": {end.container: end.exit_status for end in result.state.ends},
+        "output": {
+            result.state.moving.container: result.server_output,
+            result.state.static.container: result.client_output,
+        },
+        "counters": {end.container: dict(end.counters) for end in result.state.ends},
         "report": result.report.as_dict(),
         "peer_silence_ms": result.peer_silence * 1000,
         "retransmissions": result.retransmissions,
