@@ -68,11 +68,12 @@ class OciEngine:
         device: bool = True,
         env: Mapping[str, str] | None = None,
         cwd: str = "/",
+        files: Mapping[str, str] | None = None,
     ) -> ContainerInfo:
         """Make and start a container that runs `args` with the node's own root file system.
 
-        `ip`: its address on the node's network (None: no network). `device`: give it `rxe0`.
-        Raises EngineError; then nothing is left.
+        `ip`: its address on the node's network (None: no network). `device`: give it `rxe0`. `files`: what
+        to put into it (path in the container: file of the node). Raises EngineError; then nothing is left.
         """
         bundle = self.ctx.bundle(container)
         if not args:
@@ -87,6 +88,10 @@ class OciEngine:
             self.check_address_free(ip)
         try:
             self._make(bundle, container, args, ip=ip, device=device, env=env or {}, cwd=cwd)
+            for target, source in (files or {}).items():
+                place = bundle / "rootfs" / target.lstrip("/")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, place)
             self.start(container)
         except BaseException:
             with contextlib.suppress(Exception):

@@ -38,10 +38,24 @@ def start_agent(ctx: NodeContext, command: Sequence[str]) -> None:
     package = str(Path(__file__).resolve().parent.parent.parent)
     env["PYTHONPATH"] = package + (f":{env['PYTHONPATH']}" if env.get("PYTHONPATH") else "")
     with (ctx.state / "agent.log").open("ab") as log:
-        subprocess.Popen(
-            [*command, "/bin/sh", "-c", _SUPERVISOR, f"migroce-agent-{ctx.name}", *argv], env=env, cwd="/",
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+        # Forked off by setsid: nobody here has to wait for it.
+        argv = [
+            "setsid",
+            "--fork",
+            *command,
+            "/bin/sh",
+            "-c",
+            _SUPERVISOR,
+            f"migroce-agent-{ctx.name}",
+            *argv,
+        ]
+        done = subprocess.run(
+            argv, env=env, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
+        )
+    if done.returncode != 0:
+        raise LabError(
+            "agent", f"the agent of {ctx.name} cannot be started: {_last_line(ctx.state / 'agent.log')}"
+        )
 
 
 def agent_pid(ctx: NodeContext) -> int | None:

@@ -150,11 +150,14 @@ class DestinationSide:
         self.engine.write_bundle(self.bundle, config, metadata)
         return self._listen()
 
-    def adopt(self) -> None:
-        """Have the migration's lock here, waiting for a worker that is being abandoned."""
-        if self._lock is None:
-            with contextlib.suppress(FileNotFoundError):
-                self._lock = journal.take_lock(self.where, wait=True)
+    def adopt(self, patience: float = 30.0) -> None:
+        """Have the migration's lock here, waiting for a worker that is being abandoned. Raises EngineError."""
+        end = time.monotonic() + patience
+        while self._lock is None and self.where.is_dir():
+            self._lock = journal.take_lock(self.where, wait=False)
+            if self._lock is None and time.monotonic() > end:
+                raise EngineError("recover", f"another process works on {self.where}")
+            time.sleep(0 if self._lock is not None else 0.02)
 
     def _make_room(self) -> None:
         mem = self.where / "mem"

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Unmodified programs of perftest and libibverbs-utils in two containers, sized to the speed of the day."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import time
+
+import pytest
+from tests.e2e.stage import Box, Stage, wait_for
+
+TARGET = 4.0
+"""Seconds that a run which is to be moved should take."""
+PROGRAMS: dict[str, tuple[str, ...]] = {
+    "ib_send_bw": ("-b",),
+    "ib_write_bw": (),
+    "ib_read_bw": (),
+    "ib_send_lat": (),
+    "ib_write_lat": (),
+    "ib_read_lat": (),
+    "ibv_rc_pingpong": (),
+}
+
+
+@dataclasses.dataclass(slots=True)
+class Run:
+    """One run of a program: a server and a client."""
+
+    program: str
+    iterations: int
+    server: Box
+    client: Box
+    started: float
+
+    def finish(self, seconds: float = 240) -> float:
+        """See both end well; seconds since the client's start."""
+        statuses = (self.client.wait(seconds), self.server.wait(30))
+        took = time.monotonic() - self.started
+        assert statuses == (0, 0), f"{self.client.log()}\n{self.server.log()}"
+        return took
+
+    def shapes(self) -> tuple[list[str], list[str]]:
+        """Both outputs with all numbers and rules made the same: what moved and unmoved runs share."""
+        return shape(self.server.log()), shape(self.client.log())
+
+
+def shape(output: str) -> list[str]:
+    """The lines of a program's output with numbers (also hexadecimal, GIDs) replaced."""
+    lines = []
+    for line in output.strip().splitlines():
+        plain = re.sub(r"(0x[0-9a-f]+|::[0-9a-f:.]+|\b\d+(:\d+)+|\d+(\.\d+)?)", "#", line)
+        lines.append(" ".join(plain.split()))
+    return lines
+
+
+def start(stage: Stage, program: str, iterations: int, server_on: str = "a", client_on: str = "b") -> Run:
+    """Start a program; returns when its client's QPs carry traffic, or it has ended."""
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    common = ["-d", "rxe0", "-n", str(iterations), *PROGRAMS[program]]
+    if program == "ibv_rc_pingpong":
+        common += ["-g", "1"]
+    elif program.endswith("_lat"):
+        common += ["-s", "64"]
+    server = stage.box("server", server_on, [program, *common])
+    wait_for(f"{program} to listen", lambda: _listens(server))
+    started = time.monotonic()
+    client = stage.box("client", client_on, [program, *common, server.ip])
+    run = Run(program, iterations, server, client, started)
+    wait_for("traffic", lambda: client.info()["status"] == "exited" or client.packets() > 20)
+    return run
+
+
+def _listens(box: Box) -> bool:
+    """Whether something in the container's namespace listens at perftest's or pingpong's port."""
+    pid = box.info()["pid"]
+    assert pid is not None, box.log()
+    with open(f"/proc/{pid}/net/tcp") as table, open(f"/proc/{pid}/net/tcp6") as table6:
+        lines = [*table, *table6]
+    return any(
+        line.split()[1].split(":")[1] in ("4853", "4855") and line.split()[3] == "0A"
+        for line in lines[1:]
+        if ":" in line.split()[1]
+    )
+
+
+class Sizes:
+    """How many iterations of a program fill TARGET seconds here, learned from runs that do not move."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, tuple[list[str], list[str]]]] = {}
+
+    def of(self, stage: Stage, program: str) -> tuple[int, tuple[list[str], list[str]]]:
+        """(iterations, shapes of an unmigrated run's outputs)."""
+        if program not in self._known:
+            iterations = 1000
+            while True:
+                run = start(stage, program, iterations)
+                took = max(0.02, run.finish() - 0.5)
+                if took > TARGET / 8 or iterations > 500_000:
+                    break
+                iterations *= 8
+            self._known[program] = (max(1000, int(iterations * TARGET / took)), run.shapes())
+        return self._known[program]
+
+    def grow(self, program: str) -> None:
+        """A run was over before it could be moved: the machine has become faster."""
+        iterations, shapes = self._known[program]
+        self._known[program] = (iterations * 4, shapes)
