@@ -1,26 +1,28 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""Write the fuzzers' seeds: corpus/<target>/*, from the captures and from src/migroce's own codecs.
+"""Write the fuzzers' seeds: corpus/<name>/*, from the captures and from src/migroce's own codecs.
 
-Run from anywhere with src/ and tests/wire on PYTHONPATH. Deterministic: a second run changes nothing.
+Run with src/ and tests/wire on PYTHONPATH, and optionally another directory to write to. Deterministic:
+tests/fuzz checks that the tree holds what this writes.
 """
 
 from __future__ import annotations
 
 import struct
+import sys
 from pathlib import Path
 
 from wire_pcap import CAPTURES, Captured, roce_packets
 
 from migroce import control, wire
 
-CORPUS = Path(__file__).resolve().parent / "corpus"
+CORPUS = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).resolve().parent / "corpus")
 FLOW = wire.Flow(wire.gid_from_ip("10.0.1.7"), wire.gid_from_ip("10.0.1.3"), 50000)
 
 
 def write(target: str, name: str, data: bytes) -> None:
     """One seed."""
-    path = CORPUS / f"fuzz_{target}" / name
+    path = CORPUS / target / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
 

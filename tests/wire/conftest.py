@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -13,10 +14,15 @@ WIRE = Path(__file__).resolve().parents[2] / "native" / "wire"
 
 
 def _library(tmp: Path) -> Path:
-    """The codec alone: its tests depend on no other part being built."""
+    """The codec alone: its tests depend on no other part being built.
+
+    Under MIGROCE_SANITIZER with UBSan, which needs no runtime in front; ASan runs it in tests/fuzz.
+    """
     out = tmp / "libwire.so"
     sources = map(str, sorted(WIRE.glob("*.c")))
     flags = ["-std=c17", "-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
+    if os.environ.get("MIGROCE_SANITIZER"):
+        flags += ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
     subprocess.run(
         ["cc", *flags, f"-I{WIRE.parent}", *sources, "-o", str(out), "-l:libdeflate.a"], check=True
     )
