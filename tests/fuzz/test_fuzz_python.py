@@ -141,7 +141,8 @@ def test_a_damaged_message_is_refused_or_makes_sense(
 @settings(max_examples=300)
 @given(
     state=dumps(), pkt=packets(max_payload=64), src=st.sampled_from((PEER, PEER, ELSEWHERE)),
-    port=st.integers(1, 65535), flip=st.none() | st.integers(0, 2**16), moved=st.booleans(), aim=st.booleans(), know=st.booleans(),
+    port=st.integers(1, 65535), flip=st.none() | st.integers(0, 2**16),
+    moved=st.booleans(), aim=st.booleans(), know=st.booleans(),
 )  # fmt: skip
 def test_the_stand_in_answers_only_intact_packets_and_only_the_peer(
     state: dump.Dump,
