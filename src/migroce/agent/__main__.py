@@ -17,6 +17,9 @@ from migroce.agent.errors import AgentError
 from migroce.agent.server import Agent
 from migroce.paths import run_dir
 
+NICE = -10
+"""The agent's priority where it may choose; it works for some ms per stop or resume only."""
+
 
 def main() -> int:
     """Parse, serve, return the exit status: 0 ended as told, 1 could not start, 2 bad usage."""
@@ -40,6 +43,8 @@ def main() -> int:
     with contextlib.suppress(OSError, ValueError):  # two sockets and a connection for each process
         _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with contextlib.suppress(OSError):  # applications spin on every core: a stop must not wait for them
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
     try:
         asyncio.run(serve(args.run_dir.absolute(), args.node, args.idle_exit, args.ready_fd))
     except AgentError as e:

@@ -51,6 +51,10 @@ class Watch:
                 "recovering": self.task is not None, "error": self.error}
 
 
+def _usual_priority() -> None:
+    os.setpriority(os.PRIO_PROCESS, 0, 0)
+
+
 class Owners:
     """All migrations begun and not ended."""
 
@@ -157,7 +161,7 @@ class Owners:
             watch.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "migroce.migration.recover", watch.journal, env=env,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT)
+                stderr=asyncio.subprocess.STDOUT, preexec_fn=_usual_priority)
             out, _ = await watch.process.communicate()
         except OSError as e:
             watch.error = f"cannot be started: {e.strerror}"
