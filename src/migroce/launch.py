@@ -94,6 +94,7 @@ def ensure_agent(run_dir: Path) -> Path:
     with open(ready, "rb") as pipe:
         known, _, _ = select.select([pipe], [], [], _START_DEADLINE)
         if known and pipe.read(1):
+            agent.returncode = 0  # it outlives us: nobody waits for it
             return control
     if known and _another_starts(run_dir, admin):
         return control

@@ -17,8 +17,8 @@ from migroce.cli.text import flow
 from .conftest import Migroce
 
 COMMANDS = [
-    "run", "demo", "lab", "lab up", "lab down", "lab status", "lab run", "lab exec", "migrate", "checkpoint",
-    "restore", "recover", "ps", "inspect", "logs", "wait", "rm", "doctor", "version",
+    "run", "inject", "demo", "lab", "lab up", "lab down", "lab status", "lab run", "lab exec", "migrate",
+    "checkpoint", "restore", "recover", "ps", "inspect", "logs", "wait", "rm", "doctor", "version",
     "agent", "agent run", "agent status", "agent stop",
 ]  # fmt: skip
 

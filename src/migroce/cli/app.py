@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from migroce.cli import agent, bench, demo, doctor, lab, migration, run, show
+from migroce.cli import agent, bench, demo, doctor, inject, lab, migration, run, show
 from migroce.cli.text import flow
 
 EPILOG = """
@@ -58,6 +58,7 @@ def _root(
 run.register(app)
 demo.register(app)
 lab.register(app)
+inject.register(app)
 migration.register(app)
 show.register(app)
 doctor.register(app)
