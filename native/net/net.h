@@ -32,6 +32,12 @@ enum mg_family { MG_V4, MG_V6, MG_FAMILIES };
 #define MG_LAZY_THREAD_NS 15000u
 /* An application that polled this recently is polling now. */
 #define MG_POLLING_NS 50000u
+/* One that polled this recently may still answer what arrives. */
+#define MG_ACTIVE_NS 10000000u
+/* So late a timer runs although packets are waiting, among which there may be what it waits for. */
+#define MG_TIMER_LATE_NS 50000000u
+/* An application that only posts looks at the sockets, too, when nobody has for this long. */
+#define MG_UNSEEN_NS 100000u
 /* The progress thread's nap while somebody polls. */
 #define MG_NAP_MIN_NS 50000u
 #define MG_NAP_MAX_NS 1000000u
@@ -56,6 +62,7 @@ struct mg_net {
 	bool said_msgsize;   /* warned once about packets larger than the link's MTU */
 	unsigned idle_polls; /* since the quiet socket was last looked at */
 	mg_time lazy_since;  /* 0: nothing is held back */
+	mg_time looked;	     /* when the sockets were last looked at */
 
 	/*
 	 * When the progress thread looks by itself next, 0 while it is awake. Written by the thread
@@ -108,6 +115,8 @@ static inline bool mg_net_open(const struct mg_net *net)
 /* Receive one batch from each socket that has something; returns packets. Does not send. */
 int mg_net_receive(struct mg_device *dev, mg_time now);
 void mg_net_send(struct mg_device *dev, mg_time now, unsigned tx_flags);
+/* Run due timers; `drained`: nothing waits to be received that they might be waiting for. */
+void mg_net_timers(struct mg_device *dev, mg_time now, bool drained);
 
 /* ---- addr.c ----------------------------------------------------------------------------------- */
 

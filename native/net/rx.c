@@ -126,6 +126,7 @@ int mg_net_receive(struct mg_device *dev, mg_time now)
 	struct mg_sock *v4 = &net->sock[MG_V4], *v6 = &net->sock[MG_V6];
 	int n = 0;
 
+	net->looked = now;
 	if (v4->fd >= 0)
 		n = receive(dev, now, v4);
 	/* The second socket costs a system call per poll: only while it is in use. */
@@ -137,6 +138,15 @@ int mg_net_receive(struct mg_device *dev, mg_time now)
 	return n;
 }
 
+void mg_net_timers(struct mg_device *dev, mg_time now, bool drained)
+{
+	mg_time due = mg_deadline(dev->engine);
+
+	/* An acknowledgement that waits behind others in the socket is not late: we are. */
+	if (due <= now && (drained || now - due >= MG_TIMER_LATE_NS))
+		mg_timer(dev->engine, now);
+}
+
 int mg_net_poll(struct mg_device *dev)
 {
 	struct mg_net *net = dev->net;
@@ -145,8 +155,7 @@ int mg_net_poll(struct mg_device *dev)
 
 	mg_note_poll(dev, now);
 	n = mg_net_receive(dev, now);
-	if (mg_deadline(dev->engine) <= now)
-		mg_timer(dev->engine, now);
+	mg_net_timers(dev, now, n == 0);
 	if (n > 0)
 		mg_net_send(dev, now, MG_TX_LAZY);
 	else if (mg_tx_pending(dev->engine) && now - net->lazy_since >= MG_LAZY_NS)

@@ -339,6 +339,8 @@ void mg_net_flush(struct mg_device *dev, unsigned tx_flags)
 {
 	mg_time now = mg_now();
 
+	if (now - dev->net->looked > MG_UNSEEN_NS && mg_net_open(dev->net))
+		mg_net_receive(dev, now);
 	mg_net_send(dev, now, tx_flags);
 	mg_progress_check(dev, now);
 }

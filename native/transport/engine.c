@@ -46,6 +46,7 @@ struct mg_engine *mg_engine_create(const struct mg_config *cfg, const struct mg_
 	e->ops = ops;
 	e->arg = arg;
 	e->ready.prev = e->ready.next = &e->ready;
+	e->held.prev = e->held.next = &e->held;
 	return e;
 }
 
@@ -91,29 +92,36 @@ uint64_t mg_counter_get(const struct mg_engine *e, enum mg_counter c)
 
 /* ---- sending ------------------------------------------------------------------------------------ */
 
-static void append(struct mg_list *list, struct mg_qp *qp)
+static void append(struct mg_list *list, struct mg_qp *qp, bool held)
 {
 	qp->ready.prev = list->prev;
 	qp->ready.next = list;
 	list->prev->next = &qp->ready;
 	list->prev = &qp->ready;
 	qp->is_ready = true;
+	qp->is_held = held;
+}
+
+static void unlink_qp(struct mg_qp *qp)
+{
+	qp->ready.prev->next = qp->ready.next;
+	qp->ready.next->prev = qp->ready.prev;
+	qp->is_ready = false;
 }
 
 void mg_qp_ready(struct mg_qp *qp)
 {
+	if (qp->is_ready && qp->is_held)
+		unlink_qp(qp);
 	if (!qp->is_ready)
-		append(&qp->e->ready, qp);
+		append(&qp->e->ready, qp, false);
 }
 
 static struct mg_qp *take(struct mg_list *list)
 {
-	struct mg_list *l = list->next;
-	struct mg_qp *qp = (struct mg_qp *)((char *)l - offsetof(struct mg_qp, ready));
+	struct mg_qp *qp = (struct mg_qp *)((char *)list->next - offsetof(struct mg_qp, ready));
 
-	list->next = l->next;
-	l->next->prev = list;
-	qp->is_ready = false;
+	unlink_qp(qp);
 	return qp;
 }
 
@@ -133,11 +141,13 @@ static enum mg_tx_result qp_tx(struct mg_qp *qp, mg_time now, unsigned flags, bo
 
 size_t mg_tx(struct mg_engine *e, mg_time now, unsigned flags, struct mg_pkt *out, size_t max)
 {
-	struct mg_list held = { &held, &held };
 	size_t n = 0;
 
 	if (e->stopped)
 		return 0;
+	if (!(flags & MG_TX_LAZY))
+		while (e->held.next != &e->held)
+			append(&e->ready, take(&e->held), false);
 	while (n < max && e->ready.next != &e->ready) {
 		struct mg_qp *qp = take(&e->ready);
 		enum mg_tx_result res = MG_TX_PACKET;
@@ -160,18 +170,16 @@ size_t mg_tx(struct mg_engine *e, mg_time now, unsigned flags, struct mg_pkt *ou
 		if (qp->is_ready) /* it found new work on its way */
 			continue;
 		if (res == MG_TX_PACKET)
-			append(&e->ready, qp);
-		else if (res == MG_TX_HELD)
-			append(&held, qp);
+			append(&e->ready, qp, false);
+		else if (res == MG_TX_HELD) /* until something changes for it or nothing may wait */
+			append(&e->held, qp, true);
 	}
-	while (held.next != &held)
-		append(&e->ready, take(&held));
 	return n;
 }
 
 bool mg_tx_pending(const struct mg_engine *e)
 {
-	return !e->stopped && e->ready.next != &e->ready;
+	return !e->stopped && (e->ready.next != &e->ready || e->held.next != &e->held);
 }
 
 /* ---- receiving ------------------------------------------------------------------------------------ */

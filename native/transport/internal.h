@@ -215,8 +215,9 @@ struct mg_qp {
 	uint8_t *rq;
 	uint32_t rq_size, rq_stride, rq_head, rq_tail;
 
-	struct mg_list ready; /* in e->ready when something may be sent */
-	bool is_ready;
+	struct mg_list ready; /* in e->ready when something may be sent, in e->held when it may wait */
+	bool is_ready;	      /* in one of them */
+	bool is_held;
 	mg_time timer;	   /* when the heap will wake us; MG_NEVER: not in it */
 	uint32_t heap_pos; /* index + 1; 0: not in the heap */
 
@@ -230,7 +231,7 @@ struct mg_engine {
 	struct mg_idtab qps, mrs;
 	struct mg_idtab pds, cqs; /* by handle */
 	uint32_t next_handle;
-	struct mg_list ready;
+	struct mg_list ready, held;
 	struct mg_qp **heap;
 	uint32_t heap_len, heap_cap;
 	struct mg_mr *mr_last; /* the one looked up last */
