@@ -142,18 +142,22 @@ class Stage:
 
 
 class Check:
-    """Two containers that run mgcheck against each other until `finish`."""
+    """Two containers that run mgcheck against each other until `finish`.
+
+    They sleep for completions unless `polling`: two that poll leave nothing of a small machine.
+    """
 
     def __init__(
-        self, stage: Stage, server_on: str = "a", client_on: str = "b", *options: str, rate: int = 1500
-    ) -> None:
+        self, stage: Stage, server_on: str = "a", client_on: str = "b", *options: str,
+        rate: int = 1500, polling: bool = False,
+    ) -> None:  # fmt: skip
         program = "/usr/local/bin/mgcheck"
         files = {program: str(built("tests/workload/mgcheck"))}
-        limits = ["--rate", str(rate)] if rate else []
-        own = [program, *limits, "--progress", "/progress", "--stall", "60"]
+        own = [program, "--rate", str(rate), "--progress", "/progress", "--stall", "60"]
+        own += [] if polling else ["--events"]
         self.server = stage.box("server", server_on, own, files=files)
-        ends = [] if "--seconds" in options or "--messages" in options else ["--seconds", "600"]
-        self.client = stage.box("client", client_on, [*own, *ends, *options, self.server.ip], files=files)
+        end = ["--seconds", "600"]
+        self.client = stage.box("client", client_on, [*own, *end, *options, self.server.ip], files=files)
         wait_for("mgcheck's beginning", lambda: self.state(self.client) in ("running", "idle"))
 
     @staticmethod

@@ -191,7 +191,9 @@ def test_the_destination_s_address_in_use_is_refused_before_anything_stops(stage
         check.server.move("node-b", events.append)
     check.server.home = "node-a"
     assert {event.phase for event in events} == {"check"}
-    subprocess.run(["nsenter", f"--net={netns}", "sh", "-c", script.replace("addr add", "addr del")], check=True)
+    subprocess.run(
+        ["nsenter", f"--net={netns}", "sh", "-c", script.replace("addr add", "addr del")], check=True
+    )
     check.finish()
 
 
