@@ -321,7 +321,7 @@ static void transmit(struct mgs_world *w, struct sim_packet *p)
 	const int to = link_dst(w, p);
 	struct sim_link *l = &w->link[p->from < 0 ? 0 : p->from][to];
 	uint64_t extra = 0;
-	bool spared = false, bad;
+	bool spared = false, late = false, bad;
 
 	w->stats.sent++;
 	w->stats.bytes += p->len;
@@ -354,13 +354,18 @@ static void transmit(struct mgs_world *w, struct sim_packet *p)
 			launch(w, l, packet_copy(w, p), l->p.delay + sim_below(&w->rng, l->p.reorder_by + 1));
 			w->stats.duplicated++;
 		}
+		if (sim_chance(&w->rng, l->p.late) && may_lose(w, l, p)) {
+			late = true;
+			extra += sim_below(&w->rng, l->p.late_by + 1);
+			sim_trace_packet(w, "late", p, to);
+		}
 		if (sim_chance(&w->rng, l->p.corrupt) && may_lose(w, l, p)) {
 			damage(w, p);
 			sim_trace_packet(w, "corrupt", p, to);
 			w->stats.corrupted++;
 		}
 	}
-	if (!p->damaged)
+	if (!p->damaged && !late)
 		note_passed(w, l, p);
 	launch(w, l, p, extra);
 }

@@ -45,15 +45,17 @@ enum mgs_cq_mode {
 
 /* Adversity of the way from one engine to another. Rates are in parts per million. */
 struct mgs_link {
-	uint64_t delay;	      /* least, ns */
-	uint64_t jitter;      /* uniform on top; order is kept */
-	uint64_t queue;	      /* ns of packets that may wait for the wire; beyond: dropped (0: no end) */
-	uint64_t reorder_by;  /* a reordered packet comes up to this much later, past others */
+	uint64_t delay;	     /* least, ns */
+	uint64_t jitter;     /* uniform on top; order is kept */
+	uint64_t queue;	     /* ns of packets that may wait for the wire; beyond: dropped (0: no end) */
+	uint64_t reorder_by; /* a reordered packet comes up to this much later, past others */
+	uint64_t late_by;
 	uint32_t ps_per_byte; /* serialisation */
 	uint32_t loss, dup, corrupt, reorder;
 	uint32_t burst; /* packets lost in a row once one is (0, 1: each on its own) */
 	uint32_t fair;	/* no packet is lost more often than this, no ACK train longer (0: no mercy) */
 	uint32_t down;	/* drop everything */
+	uint32_t late;	/* as good as lost, but then they come, up to late_by behind their time */
 	uint32_t strip; /* clear the capability bit: both ends look like strangers to each other */
 };
 

@@ -128,6 +128,8 @@ def _link(d: Draw) -> Link:
         corrupt=d.integer(0, 5) * 10_000 if rough and d.chance(50) else 0,
         reorder=d.integer(0, 15) * 10_000 if rough and d.chance(50) else 0,
         burst=d.pick((0, 3, 10)) if rough else 0, fair=2, strip=int(d.chance(8)),
+        late=d.integer(1, 5) * 10_000 if rough and d.chance(25) else 0,
+        late_by=d.pick((10, 1, 100)) * MS,
     )  # fmt: skip
 
 

@@ -157,11 +157,13 @@ class Link:
     jitter: int = 0
     queue: int = 0
     reorder_by: int = 0
+    late_by: int = 0
     ps_per_byte: int = 200
     loss: int = 0
     dup: int = 0
     corrupt: int = 0
     reorder: int = 0
+    late: int = 0
     burst: int = 0
     fair: int = 0
     down: int = 0

@@ -70,7 +70,7 @@ class Run:
 
     def build(self) -> None:
         s, w = self.schedule, self.world
-        rough = bool(s.link.loss or s.link.corrupt or s.link.queue or s.drops or s.moves)
+        rough = bool(s.link.loss or s.link.late or s.link.corrupt or s.link.queue or s.drops or s.moves)
         for n, c in enumerate(s.connections):
             pa, pb = self.procs[c.a.engine], self.procs[c.b.engine]
             a = End(c, c.a, 2 * n, pa.arena, f"connection {n} side a", rough)

@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import random
+import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from migroce.wire import OPINFO
+from migroce.wire import H_AETH, H_RETH, OPINFO
 
 from .pair import Pair
-from .records import MS, Action, Datagram
+from .records import MS, Action, Datagram, Link, S, Sge, Wr
 from .test_schedules import PROFILE
+from .verbs import QpState, SendFlag, WrOpcode
 
 STRANGER = b"\0" * 10 + b"\xff\xff\x0a\x06\x06\x06"
 
@@ -108,3 +111,64 @@ def test_old_packets_replayed_at_random_change_nothing(seed: int) -> None:
         w.echo(99)
         assert w.b.get(target) == bytes([4]) * 3000
         assert [s for _, s in w.a.done()] == [0] * len(w.a.wcs)
+
+
+_fuzzed = st.tuples(
+    st.sampled_from(sorted(OPINFO)),
+    st.integers(-3, 3),
+    st.booleans(),
+    st.sampled_from((0x1F, 0x20, 0x2C, 0x60, 0x61, 0x62, 0x63, 0x64, 0x7F, 0)),
+    st.sampled_from((0, 1, 256, 1023, 1024, 1025, 4096)),
+    st.integers(0, 3),
+)
+
+
+@PROFILE
+@given(st.lists(_fuzzed, min_size=1, max_size=12))
+def test_a_peer_gone_mad_breaks_its_own_connection_at_worst(
+    packets: list[tuple[int, int, bool, int, int, int]],
+) -> None:
+    """Right addresses, QPN, ICRC and nearly right PSNs: memory that is not open stays as it is, the engine
+    goes on, another connection of it too, and whatever was posted completes."""
+    with Pair(timeout=8, retry_cnt=2, rnr_retry=2) as w:
+        w.settle()
+        x, y = (n.engine.qp(n.pd, n.cq, n.cq) for n in w.nodes)
+        for me, peer in ((x, y), (y, x)):
+            me.connect(replace(w.a.path, dgid=peer.engine.gid, dest_qpn=peer.num, rq_psn=0, sq_psn=0))
+        w.settle()
+        guard = w.a.space(4096)
+        w.a.mr.free()
+        small = w.a.engine.mr(w.a.pd, 1024, 1024)
+        into = Sge(w.a.engine.base + 1024, 1024, small.lkey)
+        w.a.qp.post_recv(Wr(1, (into,)), Wr(2, (into,)))
+        w.a.post(3, WrOpcode.SEND, [into])
+        w.a.post(4, WrOpcode.RDMA_READ, [into], remote_addr=w.b.engine.base, rkey=w.b.mr.rkey)
+        before = bytes(w.a.engine.memory)
+        w.link(Link(down=1), src=1)
+        for opcode, off, mine, syndrome, length, pad in packets:
+            q = w.a.dump()
+            psn = ((q.una_psn if mine else q.epsn) + off) & 0xFFFFFF
+            body = bytearray(OPINFO[opcode].hdr_len - 12 + length)
+            if OPINFO[opcode].mask & H_RETH and len(body) >= 16:
+                struct.pack_into(">QII", body, 0, into.addr + 8, small.rkey, length)
+            elif OPINFO[opcode].mask & H_AETH and len(body) >= 4:
+                body[0] = syndrome
+            bth = struct.pack(">BBHII", opcode, pad << 4, 0xFFFF, 1 << 24 | w.a.qp.num, 1 << 31 | psn)
+            w.inject(w.b.engine.gid, w.a.engine.gid, bth + bytes(body))
+            w.go(1 * MS)
+        w.link(Link())
+        w.go(5 * S)
+        after = bytes(w.a.engine.memory)
+        assert after[:1024] == before[:1024]
+        assert after[2048:] == before[2048:]
+        assert w.a.get(guard) == bytes(4096)
+        done = w.a.done()
+        assert len(done) == len(set(done))
+        assert [i for i, _ in done if i > 2] in ([3, 4], [3])
+        if w.a.qp.state() is QpState.ERR:
+            assert sorted(i for i, _ in done) == [1, 2, 3, 4]
+        x.post_recv(Wr(9, (into,)))
+        y.post_send(Wr(8, (w.b.put(b"fine"),), WrOpcode.SEND, SendFlag.SIGNALED))
+        w.go(1 * S)
+        assert (9, 0) in w.a.done()
+        assert (8, 0) in w.b.done()

@@ -218,7 +218,7 @@ def test_the_clock_may_jump_at_a_move(jump: int) -> None:
 
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("addresses", [(None, None), (NEW, None), (None, NEW), (NEW, "10.0.8.8")])
-@pytest.mark.parametrize("gap", [0, 10, 3000])
+@pytest.mark.parametrize("gap", [0, 10, 3000, 200_000])
 def test_both_ends_may_be_moved_at_the_same_time(
     addresses: tuple[str | None, str | None], first: int, gap: int
 ) -> None:
@@ -237,6 +237,33 @@ def test_both_ends_may_be_moved_at_the_same_time(
         w.echo()
         assert w.a.dump().peer_gid == w.b.engine.gid
         assert w.b.dump().peer_gid == w.a.engine.gid
+
+
+def test_a_connection_made_while_stopped_works_after_the_resume() -> None:
+    with Pair(connect=False) as w:
+        w.a.qp.connect(w.a.path)
+        w.go(5 * MS)
+        w.b.engine.stop()
+        w.b.engine.attach(False)
+        w.b.qp.connect(w.b.path)
+        w.go(100 * MS)
+        w.b.engine.attach(True)
+        w.b.engine.resume(clock_offset=77 * S)
+        w.settle()
+        w.echo()
+
+
+def test_a_qp_may_go_away_while_stopped() -> None:
+    with Pair(timeout=8, retry_cnt=1) as w:
+        w.settle()
+        w.a.send(1, b"x")
+        number = w.stop(w.b)
+        w.go(50 * MS)
+        w.b.qp.free()
+        w.resume(w.b, number)
+        w.go(120 * S)
+        assert w.a.done() == [(1, WcStatus.RETRY_EXC_ERR)]
+        assert [n.engine.deadline() for n in w.nodes] == [NEVER, NEVER]
 
 
 def test_ten_moves_of_each_end_under_traffic() -> None:
