@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from bench import report, speed
+from bench import memory, qps, report, speed
 from bench.ends import BenchError
 from bench.results import Section
 from bench.settings import Settings
@@ -20,6 +20,9 @@ SECTIONS: dict[str, Callable[[Settings], Section]] = {
     "bandwidth": speed.bandwidth,
     "latency": speed.latency,
     "rate": speed.message_rate,
+    "support": speed.support,
+    "qps": qps.per_qp,
+    "memory": memory.memory,
 }
 
 

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 from bench import traffic
-from bench.ends import two_ends
+from bench.agents import agent
+from bench.ends import End, two_ends
 from bench.results import Section
 from bench.settings import Settings
 
@@ -77,4 +80,35 @@ def message_rate(settings: Settings) -> Section:
         found = in_turns(settings, what)
     series = section.add("ib_send_bw -s 8", "msg/s", found["ib_send_bw -s 8"])
     section.target("at least 500,000 messages/s", series, 500_000, at_least=True)
+    return section
+
+
+@contextlib.contextmanager
+def _both_agents(ends: tuple[End, End], where: Path) -> Iterator[traffic.Device]:
+    with agent(ends[0], where / "a") as first, agent(ends[1], where / "b") as second:
+        yield traffic.with_agents(str(first.library_socket), str(second.library_socket))
+
+
+def support(settings: Settings) -> Section:
+    """The same programs with and without an agent at each end, while nothing migrates."""
+    section = Section("support", "Migration support while nothing migrates", "an agent at each end / none")
+    with settings.scratch() as where, two_ends() as ends, _both_agents(ends, where) as agents:
+        alone = traffic.without_agent()
+        messages, rounds, small = settings.scaled(32768), settings.scaled(20000), settings.scaled(1_000_000)
+        what: dict[str, Measure] = {}
+        for label, device in (("alone", alone), ("agent", agents)):
+            what[f"bandwidth, {label}"] = partial(
+                traffic.bandwidth, ends, device, "ib_send_bw", BIG, messages
+            )
+            what[f"latency, {label}"] = partial(traffic.latency, ends, device, "ib_send_lat", 2, rounds)
+            what[f"rate, {label}"] = partial(traffic.message_rate, ends, device, "ib_send_bw", 8, small)
+        found = in_turns(settings, what)
+    for kind, unit in (("bandwidth", "Gb/s"), ("latency", "us"), ("rate", "msg/s")):
+        without = section.add(f"{kind}, alone", unit, found[f"{kind}, alone"])
+        with_agent = section.add(f"{kind}, agent", unit, found[f"{kind}, agent"])
+        ratio = section.ratio(f"{kind}: agent / alone", with_agent, without)
+        if kind == "latency":
+            section.target("latency with agents: within 10 %", ratio, 1.1)
+        else:
+            section.target(f"{kind} with agents: within 10 %", ratio, 0.9, at_least=True)
     return section
