@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.e2e.stage import Stage
 
 from migroce.errors import MigroceError
-from migroce.lab.api import Lab, remove
+from migroce.lab.api import Lab, labs, remove
 
-LAB = "e2e"
+PREFIX = "e2e-"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,8 +28,11 @@ def lab() -> Iterator[Lab]:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     os.environ.pop("MIGROCE_FAULT", None)
-    remove(LAB)
-    up = Lab.up(LAB)
+    for left in labs():  # by a session that was killed
+        pid = left.removeprefix(PREFIX)
+        if left.startswith(PREFIX) and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            remove(left)
+    up = Lab.up(f"{PREFIX}{os.getpid()}")
     try:
         yield up
     finally:

@@ -132,11 +132,18 @@ def relocate(
     for mount in raw.get("mounts", []):
         if mount["destination"] == RUN_DIR and agent is not None:
             mount["source"] = str(agent)
-        if mount["destination"] == "/dev" and mount["type"] == "bind":
+        if own_dev(mount, container):
             mount["source"] = str(bundle / DEV)
     annotations = raw.setdefault("annotations", {})
     if "org.criu.config" in annotations:
         annotations["org.criu.config"] = str(bundle / "criu.conf")
+
+
+def own_dev(mount: Mapping[str, Any], container: str) -> bool:
+    """Whether a mount is the /dev that we made for the container, on whichever node."""
+    return mount["destination"] == "/dev" and str(mount.get("source", "")).endswith(
+        f"/bundles/{container}/{DEV}"
+    )
 
 
 def network_namespace(raw: Mapping[str, Any]) -> tuple[bool, Path | None]:

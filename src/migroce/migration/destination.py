@@ -76,7 +76,8 @@ class DestinationSide:
         self._check_addresses(interfaces)
         for mount in about["config"].get("mounts", []):
             is_bind = mount.get("type") == "bind" or "bind" in mount.get("options", [])
-            if is_bind and mount["destination"] != bundles.RUN_DIR and not Path(mount["source"]).exists():
+            ours = mount["destination"] == bundles.RUN_DIR or bundles.own_dev(mount, self.container)
+            if is_bind and not ours and not Path(mount["source"]).exists():
                 raise EngineError(
                     "check", f"{self.ctx.name} has no {mount['source']}, which the container mounts"
                 )
@@ -151,7 +152,7 @@ class DestinationSide:
         return self._listen()
 
     def adopt(self, patience: float = 30.0) -> None:
-        """Have the migration's lock here, waiting for a worker that is being abandoned. Raises EngineError."""
+        """Have the migration's lock here, waiting for a worker that is given up. Raises EngineError."""
         end = time.monotonic() + patience
         while self._lock is None and self.where.is_dir():
             self._lock = journal.take_lock(self.where, wait=False)
