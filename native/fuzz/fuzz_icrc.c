@@ -9,7 +9,7 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct fuzz_in in = {data, size};
-	uint8_t buf[MAX_PACKET], flags = fuzz_u8(&in);
+	uint8_t buf[MAX_PACKET] = {0}, flags = fuzz_u8(&in);
 	uint16_t expected, found = 0;
 	struct mg_flow f = {.df = flags & 1};
 	struct iovec iov[3];

@@ -27,8 +27,14 @@
 #define MG_BTH4_CAPABLE 0x01u /* the sender speaks the migration extension (docs/protocol.md) */
 
 /* Opcodes (IBA table 38). The top three bits are the transport service. */
-enum mg_service { MG_SVC_RC = 0x00, MG_SVC_UC = 0x20, MG_SVC_RD = 0x40, MG_SVC_UD = 0x60,
-		  MG_SVC_XRC = 0xa0, MG_SVC_MIG = 0xc0 };
+enum mg_service {
+	MG_SVC_RC = 0x00,
+	MG_SVC_UC = 0x20,
+	MG_SVC_RD = 0x40,
+	MG_SVC_UD = 0x60,
+	MG_SVC_XRC = 0xa0,
+	MG_SVC_MIG = 0xc0
+};
 #define MG_SVC_MASK 0xe0u
 
 enum mg_opcode {
@@ -65,27 +71,27 @@ enum mg_opcode {
 
 /* Header bits of struct mg_opinfo.mask and struct mg_hdrs.mask. */
 enum mg_hdr_bit {
-	MG_H_RETH = 1u << 0,	/* 16 bytes: va, rkey, length */
-	MG_H_AETH = 1u << 1,	/* 4 bytes: syndrome, msn */
-	MG_H_ATOMIC = 1u << 2,	/* 28 bytes: va, rkey, swap/add, compare */
+	MG_H_RETH = 1u << 0,	  /* 16 bytes: va, rkey, length */
+	MG_H_AETH = 1u << 1,	  /* 4 bytes: syndrome, msn */
+	MG_H_ATOMIC = 1u << 2,	  /* 28 bytes: va, rkey, swap/add, compare */
 	MG_H_ATOMICACK = 1u << 3, /* 8 bytes: original value */
-	MG_H_IMM = 1u << 4,	/* 4 bytes */
-	MG_H_IETH = 1u << 5,	/* 4 bytes: rkey to invalidate */
-	MG_H_DETH = 1u << 6,	/* 8 bytes: qkey, source QPN */
-	MG_H_MEH = 1u << 7,	/* 48 bytes: migroce extended header */
-	MG_H_PAYLOAD = 1u << 8,	/* may carry payload */
+	MG_H_IMM = 1u << 4,	  /* 4 bytes */
+	MG_H_IETH = 1u << 5,	  /* 4 bytes: rkey to invalidate */
+	MG_H_DETH = 1u << 6,	  /* 8 bytes: qkey, source QPN */
+	MG_H_MEH = 1u << 7,	  /* 48 bytes: migroce extended header */
+	MG_H_PAYLOAD = 1u << 8,	  /* may carry payload */
 	/* Properties of the opcode, not headers: */
-	MG_P_REQUEST = 1u << 9,	/* goes to the responder (else to the requester) */
+	MG_P_REQUEST = 1u << 9, /* goes to the responder (else to the requester) */
 	MG_P_FIRST = 1u << 10,	/* starts a message of several packets */
 	MG_P_MIDDLE = 1u << 11,
-	MG_P_LAST = 1u << 12,	/* ends a message of several packets */
+	MG_P_LAST = 1u << 12, /* ends a message of several packets */
 	MG_P_ONLY = 1u << 13,
-	MG_P_SEND = 1u << 14,	/* uses a receive WQE for its data */
+	MG_P_SEND = 1u << 14, /* uses a receive WQE for its data */
 	MG_P_WRITE = 1u << 15,
 	MG_P_READ = 1u << 16,
 	MG_P_ATOMIC = 1u << 17,
 	MG_P_CONTROL = 1u << 18, /* migration extension */
-	MG_H_XRCETH = 1u << 19,	/* 4 bytes: the SRQ's number (XRC requests) */
+	MG_H_XRCETH = 1u << 19,	 /* 4 bytes: the SRQ's number (XRC requests) */
 };
 
 struct mg_opinfo {
@@ -130,7 +136,7 @@ struct mg_hdrs {
 	bool ackreq;
 	bool capable; /* MG_BTH4_CAPABLE */
 	bool fecn, becn;
-	uint8_t pad;	/* 0-3 bytes after the payload */
+	uint8_t pad; /* 0-3 bytes after the payload */
 	uint16_t pkey;
 	uint32_t dest_qpn; /* 24 bits */
 	uint32_t psn;	   /* 24 bits */
@@ -194,7 +200,7 @@ struct mg_flow {
 
 static inline bool mg_gid_is_v4(const uint8_t gid[16])
 {
-	static const uint8_t prefix[12] = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff };
+	static const uint8_t prefix[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
 	return __builtin_memcmp(gid, prefix, 12) == 0;
 }
 
