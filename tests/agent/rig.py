@@ -125,13 +125,19 @@ def ack_of(peer: Peer, qpn: int) -> bytes:
     return peer.packet(Op.ACK, qpn, 0, aeth=Aeth(0x1F, 0))
 
 
+def command_prefix(wires: Wires | None, user: int) -> list[str]:
+    """What puts a command into namespace a and makes it an unprivileged user's."""
+    inside = [] if wires is None else ["nsenter", f"--net={wires.path(wires.a)}"]
+    return [*inside, *(["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else [])]
+
+
 class Agent:
     """An agent process."""
 
-    def __init__(self, run_dir: Path, *args: str, wires: Wires | None = None) -> None:
+    def __init__(self, run_dir: Path, *args: str, wires: Wires | None = None, user: int = 0) -> None:
         self.run_dir = run_dir
         self.args = args
-        self.inside: list[str] = [] if wires is None else ["nsenter", f"--net={wires.path(wires.a)}"]
+        self.inside = command_prefix(wires, user)
         self.log = run_dir.with_suffix(".log")
         self.start()
 
@@ -176,8 +182,8 @@ class Agent:
 class Fake:
     """A process with fakelib.py."""
 
-    def __init__(self, sock: Path | str, *args: str, wires: Wires | None = None) -> None:
-        inside = [] if wires is None else ["nsenter", f"--net={wires.path(wires.a)}"]
+    def __init__(self, sock: Path | str, *args: str, wires: Wires | None = None, user: int = 0) -> None:
+        inside = command_prefix(wires, user)
         self.process = subprocess.Popen(
             [*inside, sys.executable, str(HERE / "fakelib.py"), str(sock), *args], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(SRC)})

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from migroce import dump as d
 from migroce.agent.client import AgentError
 from migroce.control import SLOT_SHIFT
-from migroce.wire import Op
+from migroce.wire import Op, parse
 
 from .rawlib import RawLib
 from .rig import Agent, Fake, Peer, Wires, eventually, unix_sockets
@@ -75,7 +76,7 @@ def test_steering_follows_when_processes_come_and_go(
     peer = start_peer()
     for victim in (1, 3, 0):
         fakes.pop(victim).kill()
-        eventually(lambda n=victim: n not in [c["slot"] for c in contexts(agent, "c1")])
+        eventually(lambda: len(contexts(agent, "c1")) == len(fakes))
         for slot, fake in fakes.items():
             knock(peer, slot << SLOT_SHIFT | 5)
             assert received(fake) == slot << SLOT_SHIFT | 5
@@ -333,6 +334,42 @@ def test_ps_shows_live_and_stopped_qps(
         assert ctx["dump"]["qps"][0]["peer_gid"] == Wires.B
         if not stopped:
             agent.client.container_stop("c1", tmp_path / "d")
+
+
+def test_a_container_can_be_restored_where_it_was_stopped(
+    agent: Agent, wires: Wires, start_fake: Fakes, tmp_path: Path, start_peer: Peers
+) -> None:
+    """The stand-in answers until the resume, though the container is prepared already."""
+    fake = start_fake(container(agent, wires), "0x11", "--gid", Wires.A, "--peer", Wires.B)
+    fake.expect("welcome")
+    dumps = agent.client.container_stop("c1", tmp_path / "d")["dumps"]
+    agent.client.container_prepare("c1", dumps=dumps, netns=wires.path(wires.a), gid=Wires.A)
+    peer = start_peer()
+    knock(peer, 0x11)
+    assert parse(peer.receive()).opcode == Op.ACK
+    assert agent.client.container_resume("c1")["qps"] == 1
+    knock(peer, 0x11)
+    assert int(fake.until("udp")["hex"][10:16], 16) == 0x11
+
+
+def test_a_process_that_ran_without_an_agent_can_join_with_all_its_qpns(agent: Agent, wires: Wires) -> None:
+    def bound() -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind((Wires.A, 4791))
+        return sock
+
+    path = container(agent, wires)
+    alone, other = RawLib(path), RawLib(path)
+    with wires.run(wires.a, bound) as sock:
+        assert alone.hello(2, base=0, count=1 << 24, fds=(sock.fileno(),)).status == 0
+        assert contexts(agent, "c1")[0]["qpn_count"] == 1 << 24
+        assert other.hello().status == errno.ENOSPC
+        alone.close()
+    other.close()
+    eventually(lambda: not contexts(agent, "c1"))
+    again = RawLib(path)
+    assert again.hello().slot == 0
+    again.close()
 
 
 def test_nothing_is_left_behind(start_agent: Callable[..., Agent], wires: Wires, start_fake: Fakes) -> None:

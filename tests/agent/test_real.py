@@ -64,9 +64,12 @@ class Bench:
         return [dump["counters"]["rx_packets"] for dump in dumps if dump and dump["qps"]]
 
     def finish(self) -> None:
-        """All end by themselves and well."""
-        for process in self.processes:
-            text = process.communicate(timeout=60)[0]
+        """All end by themselves and well. Clients first: they are the first to notice a loss."""
+        for process in reversed(self.processes):
+            try:
+                text = process.communicate(timeout=60)[0]
+            except subprocess.TimeoutExpired:
+                raise AssertionError(f"it hangs: {self.agent.client.ps()}") from None
             assert process.returncode == 0, text
 
     def close(self) -> None:

@@ -158,7 +158,7 @@ def test_responses_and_control_packets_are_dropped(capable: bool) -> None:
         (w.Op.RESUME_ACK, {"meh": meh}),
         (w.Op.TOKEN, {"meh": meh}),
     ):
-        assert not ask(make(), packet(op, EPSN, capable=capable, **more))  # type: ignore[arg-type]
+        assert not ask(make(), packet(op, EPSN, capable=capable, **more))
 
 
 def test_nobody_but_the_peer_is_answered() -> None:

@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import struct
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +18,7 @@ import pytest
 from migroce import wire as w
 from migroce.dump import gid_bytes
 
-from .rig import Agent, Fake, Peer, Wires, ack_of, sh
+from .rig import SRC, Agent, Fake, Peer, Wires, ack_of, command_prefix, sh
 
 EPSN = 1000  # of fakelib.py's QPs
 
@@ -190,3 +195,45 @@ def test_damaged_and_foreign_packets_are_not_answered(
     peer.send(peer.packet(w.Op.SEND_ONLY, 0x11, 7))
     assert nak(peer).psn == 7
     peer.nothing()
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory that an unprivileged user can work in, with Python within reach."""
+    path = Path(tempfile.mkdtemp(prefix="migroce-"))
+    path.chmod(0o777)
+    probe = [*command_prefix(None, 65534), sys.executable, "-c", "import migroce.wire"]
+    env = os.environ | {"PYTHONPATH": str(SRC)}
+    if subprocess.run(probe, env=env, check=False, capture_output=True).returncode:
+        path.rmdir()
+        pytest.skip("an unprivileged user cannot run this Python")
+    yield path
+    shutil.rmtree(path)
+
+
+def test_an_unprivileged_agent_stands_in_too(
+    public: Path, wires: Wires, start_fake: Callable[..., Fake], start_peer: Callable[..., Peer]
+) -> None:
+    """Without packet sockets, network namespaces, marks: it reads the process's UDP sockets, trains too."""
+    agent = Agent(public / "run", wires=wires, user=65534)
+    try:
+        directory = agent.client.container_add("c1", gid=Wires.A)
+        fake = start_fake(directory / "agent.sock", "0x11", "--gid", Wires.A, "--peer", Wires.B, wires=wires,
+                          user=65534)
+        fake.expect("welcome")
+        agent.client.container_stop("c1", public / "d")
+        peer = start_peer()
+        peer.send_train([
+            w.build(w.Packet(w.Op.SEND_MIDDLE, 0x11, EPSN + n, payload=b"x" * 1024, capable=True),
+                    w.Flow(gid_bytes(Wires.B), gid_bytes(Wires.A), 4791, ip_id=n))
+            for n in range(8)
+        ])
+        assert nak(peer).psn == EPSN
+        peer.send(peer.packet(w.Op.SEND_ONLY, 0x11, EPSN, capable=False))
+        got = w.parse(peer.receive())
+        assert (got.aeth.syndrome & 0x60 if got.aeth else 0, got.psn) == (0x20, EPSN)
+        assert not agent.client.status()["containers"][0]["standin"]["sees_locked_network"]
+        agent.client.container_resume("c1")
+        assert fake.until("welcome")["was"] == 1
+    finally:
+        agent.close()
