@@ -21,7 +21,8 @@
 
 #define MG_THREAD_STACK (1u << 20)
 #define MG_BUSY_RETRY_NS 50000u /* somebody else has the lock */
-#define MG_SERVE_ROUNDS 64u
+#define MG_SERVE_NS 500000u	/* between looks at the agent and the wake-up call */
+#define MG_SPIN_NS 30000u	/* a sleep shorter than this costs more than it saves */
 #define MG_LET_IN_ROUNDS 10000u
 
 mg_time mg_now(void)
@@ -87,40 +88,45 @@ static bool polling(struct mg_device *dev, mg_time now)
 	return atomic_load_explicit(&dev->last_poll, memory_order_relaxed) + MG_POLLING_NS > now;
 }
 
-/*
- * Lock held, nothing more to receive: when to come back. What is held back lazily gets a moment,
- * so that the application's answer can take it along.
- */
-static mg_time settle(struct mg_device *dev, mg_time now)
-{
-	struct mg_net *net = dev->net;
-	mg_time until;
+/* What the thread knows from one round to the next. */
+struct thread {
+	mg_time nap; /* the next one's length */
+	bool active; /* the application polled a short while ago */
+	bool steady; /* packets keep coming: the last sleep on the sockets was too short to be worth it */
+	bool got;    /* something was received in the application's place */
+	bool away;   /* the application is in the library itself: the sockets are none of our business */
+};
 
-	if (mg_deadline(dev->engine) <= now)
-		mg_timer(dev->engine, now);
-	if (mg_tx_pending(dev->engine) && now - net->lazy_since >= MG_LAZY_THREAD_NS)
+/*
+ * Lock held, nothing more to receive: what to do before the deadline that is returned. An
+ * application that polls now and then (it waits for data to appear in its memory, say) gets a moment
+ * to answer, so that what is held back lazily can ride along.
+ */
+static mg_time settle(struct mg_device *dev, const struct thread *t, mg_time now)
+{
+	mg_time hold = t->active ? MG_LAZY_THREAD_NS : t->steady ? MG_LAZY_NS : 0, until;
+	struct mg_net *net = dev->net;
+
+	mg_net_timers(dev, now, true);
+	if (mg_tx_pending(dev->engine) && now - net->lazy_since >= hold)
 		mg_net_send(dev, now, 0);
 	until = mg_deadline(dev->engine);
-	if (net->lazy_since && net->lazy_since + MG_LAZY_THREAD_NS < until)
-		until = net->lazy_since + MG_LAZY_THREAD_NS;
-	/* Never without a look at the clock: a missed wake-up must not last. */
+	if (net->lazy_since && net->lazy_since + hold < until)
+		until = net->lazy_since + hold;
 	return until;
 }
 
-/*
- * In place of the application: returns when to come back; *got: something was received, *away: the
- * application is in the library itself, so the sockets are none of our business.
- */
-static mg_time serve(struct mg_device *dev, bool *got, bool *away)
+/* In place of the application: receive what there is, then return when to come back. */
+static mg_time serve(struct mg_device *dev, struct thread *t)
 {
-	mg_time until = 0;
+	mg_time begun = mg_now(), now = begun, heard = begun, until;
+	bool stay;
 
-	*got = *away = false;
-	for (unsigned i = 0; i < MG_SERVE_ROUNDS && !until; i++) {
-		mg_time now = mg_now();
-
-		if ((i && polling(dev, now)) || pthread_mutex_trylock(&dev->lock)) {
-			*away = true;
+	t->got = t->away = false;
+	t->active = atomic_load_explicit(&dev->last_poll, memory_order_relaxed) + MG_ACTIVE_NS > now;
+	do {
+		if ((now != begun && polling(dev, now)) || pthread_mutex_trylock(&dev->lock)) {
+			t->away = true;
 			return now + MG_BUSY_RETRY_NS;
 		}
 		if (!mg_net_open(dev->net)) {
@@ -128,19 +134,22 @@ static mg_time serve(struct mg_device *dev, bool *got, bool *away)
 			pthread_mutex_unlock(&dev->lock);
 			return MG_NEVER;
 		}
+		until = 0;
 		if (mg_net_receive(dev, now) > 0) {
-			*got = true;
-			if (mg_deadline(dev->engine) <= now)
-				mg_timer(dev->engine, now);
+			t->got = true;
+			heard = now;
+			mg_net_timers(dev, now, false);
 			mg_net_send(dev, now, MG_TX_LAZY);
 		} else {
-			until = settle(dev, now);
+			until = settle(dev, t, now);
 		}
-		/* From here posters must wake us for anything earlier. */
-		if (until)
-			atomic_store_explicit(&dev->net->thread_until, until, memory_order_relaxed);
+		stay = now < begun + MG_SERVE_NS &&
+		       (!until || (t->steady && !t->active && now < heard + MG_SPIN_NS));
+		/* Once we go to sleep, posters must wake us for anything earlier. */
+		atomic_store_explicit(&dev->net->thread_until, stay ? 0 : until, memory_order_relaxed);
 		pthread_mutex_unlock(&dev->lock);
-	}
+		now = mg_now();
+	} while (stay);
 	return until;
 }
 
@@ -161,14 +170,14 @@ static void sleep_on(struct mg_device *dev, struct sleeper *s, bool sockets)
 }
 
 /* True when the agent has something to say. */
-static bool sleep_until(struct mg_device *dev, struct sleeper *s, mg_time until)
+static bool sleep_until(struct mg_device *dev, struct sleeper *s, mg_time now, mg_time until)
 {
 	struct timespec left, *timeout = NULL;
 	uint64_t count;
 	int ret;
 
 	if (until != MG_NEVER) {
-		mg_time now = mg_now(), ns = until > now ? until - now : 0;
+		mg_time ns = until > now ? until - now : 0;
 
 		left.tv_sec = (time_t)(ns / 1000000000u);
 		left.tv_nsec = (long)(ns % 1000000000u);
@@ -188,31 +197,32 @@ static bool sleep_until(struct mg_device *dev, struct sleeper *s, mg_time until)
 static void *run(void *arg)
 {
 	struct mg_device *dev = arg;
-	mg_time nap = MG_NAP_MIN_NS;
+	struct thread t = {.nap = MG_NAP_MIN_NS};
 	bool agent = false;
 
 	prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);
 	while (!atomic_load_explicit(&dev->quit, memory_order_relaxed)) {
 		mg_time now = mg_now(), until, control;
 		struct sleeper s;
-		bool got = false, away;
 
 		control = mg_control_run(dev, now, agent);
-		away = polling(dev, now);
-		if (away) {
-			until = now + nap;
-			nap = nap * 2 < MG_NAP_MAX_NS ? nap * 2 : MG_NAP_MAX_NS;
+		t.away = polling(dev, now);
+		if (t.away) {
+			until = now + t.nap;
+			t.nap = t.nap * 2 < MG_NAP_MAX_NS ? t.nap * 2 : MG_NAP_MAX_NS;
 			atomic_store(&dev->net->napping, true);
 			if (!atomic_load(&dev->last_poll)) /* mg_note_sleep, just now */
 				until = 0;
 		} else {
-			until = serve(dev, &got, &away);
+			until = serve(dev, &t);
 			/* Packets waited while we napped: the application stops polling now and then. */
-			if (got)
-				nap = MG_NAP_MIN_NS;
+			if (t.got)
+				t.nap = MG_NAP_MIN_NS;
 		}
-		sleep_on(dev, &s, !away);
-		agent = sleep_until(dev, &s, until < control ? until : control);
+		sleep_on(dev, &s, !t.away);
+		now = mg_now();
+		agent = sleep_until(dev, &s, now, until < control ? until : control);
+		t.steady = t.got && mg_now() < now + MG_SPIN_NS;
 	}
 	return NULL;
 }
