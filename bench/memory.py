@@ -31,7 +31,7 @@ def _probe(end: End, device: str, env: dict[str, str]) -> float:
 
 
 def memory(settings: Settings) -> Section:
-    """A process with one QP that has moved 128 MB, against the same without RDMA; the agent that serves it."""
+    """A process with one QP that has moved 128 MB against the same without RDMA; and its agent."""
     section = Section("memory", "Resident memory", "MiB; one QP, connected to itself, 2000 writes of 64 KiB")
     added: list[float] = []
     used: list[float] = []

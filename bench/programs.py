@@ -38,6 +38,11 @@ def one_qp() -> str:
     return _built("bench/one_qp")
 
 
+def stream() -> str:
+    """The pair of programs without RDMA (bench/stream.c)."""
+    return _built("bench/stream")
+
+
 def mgcheck() -> str:
     """The checking workload (tests/workload)."""
     return _built("tests/workload/mgcheck")

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from bench import memory, qps, report, speed
+from bench import blackout, memory, qps, report, speed
 from bench.ends import BenchError
 from bench.results import Section
 from bench.settings import Settings
@@ -21,7 +21,8 @@ SECTIONS: dict[str, Callable[[Settings], Section]] = {
     "latency": speed.latency,
     "rate": speed.message_rate,
     "support": speed.support,
-    "qps": qps.per_qp,
+    "blackout": blackout.blackout,
+    "qps": qps.stop_resume,
     "memory": memory.memory,
 }
 
