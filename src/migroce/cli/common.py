@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from migroce.errors import MigroceError
@@ -23,11 +24,17 @@ def print_json(value: Any) -> None:
 
 
 def local_nodes() -> list[str]:
-    """Specs of the nodes on this machine: those of labs, then the machine itself."""
-    from migroce import nodes
+    """Specs of the nodes on this machine: those of labs, then the machine itself if it has anything of ours.
+
+    (To ask a node is to make its state directory; nothing should be left where nothing was.)
+    """
+    from migroce import nodes, paths
 
     specs = [f"{path.parent.name}/{path.name}" for path in nodes.lab_states("*")]
-    return [*specs, "local"]
+    signs = (paths.run_dir() / "node", paths.admin_socket(), *Path("/run/runc").glob("*/state.json"))
+    if any(sign.exists() for sign in signs):
+        specs.append("local")
+    return specs
 
 
 @contextlib.contextmanager
@@ -63,7 +70,7 @@ def locate(container: str, node: str | None) -> Iterator[tuple[Node, dict[str, A
             raise MigroceError(
                 f"container {container} is on several nodes ({where}); name one with --from or --on"
             )
-        where = ", ".join(each.spec for each in candidates)
+        where = ", ".join(each.spec for each in candidates) or "this machine (no lab is up)"
         raise MigroceError(
             f"there is no container {container} on {where}; see `migroce ps`, or name its node"
         )
