@@ -17,8 +17,8 @@ from migroce.agent import transitions
 from migroce.agent.container import Container, State
 from migroce.agent.context import Context
 from migroce.agent.errors import AgentError
-from migroce.agent.link import bind_unix
 from migroce.agent.transitions import EventSink
+from migroce.agent.unix import bind_unix
 from migroce.dump import Dump, DumpError, gid_bytes, read
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from migroce.agent.errors import AgentError, errno_name
-from migroce.agent.link import short_path
+from migroce.agent.unix import short_path
 
 __all__ = ["AgentClient", "AgentError"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from migroce.agent.admit import Admission
-from migroce.agent.context import Context, Phase, read_memfd
+from migroce.agent.context import MAX_DUMP, MAX_SNAPSHOT, Context, Phase, read_memfd
 from migroce.agent.errors import AgentError
 from migroce.agent.link import Link, Listener
 from migroce.agent.ports import Ports
@@ -151,7 +151,7 @@ class Container:
             if len(fds) != 1 or not msg.dump_len:
                 raise AgentError(f"{ctx.name} sent {len(fds)} descriptors for its dump", "EBADMSG")
             if ctx.stopping is not None:
-                ctx.dump = read_memfd(fds[0], msg.dump_len)
+                ctx.dump = read_memfd(fds[0], msg.dump_len, MAX_DUMP)
         except AgentError as e:
             waiter, ctx.stopping = ctx.stopping, None
             if waiter is not None and not waiter.done():
@@ -178,7 +178,7 @@ class Container:
         try:
             if msg.status or len(fds) != 1:
                 raise AgentError(f"{ctx.name} gave no snapshot: {os.strerror(msg.status & 0xFFFF)}")
-            waiter.set_result(read_memfd(fds[0], msg.dump_len))
+            waiter.set_result(read_memfd(fds[0], msg.dump_len, MAX_SNAPSHOT))
         except AgentError as e:
             waiter.set_exception(e)
 

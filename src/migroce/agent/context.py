@@ -18,7 +18,9 @@ from migroce.agent.link import Link
 from migroce.control import N_SLOTS, NO_GID, SLOT_QPNS
 
 MAX_DUMP = 32 << 20
-"""Longest dump taken from a process, bytes: some hundred thousand records."""
+"""Longest dump taken from a process that stops, bytes: some hundred thousand records."""
+MAX_SNAPSHOT = 8 << 20
+"""The same for a live snapshot: `ps` asks all processes at once, and some may be hostile."""
 
 _F_GET_SEALS = 1034
 
@@ -115,7 +117,7 @@ class Context:
         return dump
 
 
-def read_memfd(fd: int, length: int) -> bytes:
+def read_memfd(fd: int, length: int, limit: int) -> bytes:
     """The first `length` bytes of a memfd a process sent; nothing it does with it can block or hurt.
 
     AgentError EBADMSG when it is not a memfd or shorter than that.
@@ -125,9 +127,9 @@ def read_memfd(fd: int, length: int) -> bytes:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise AgentError("the process sent no memory file", "EBADMSG")
-        if length > MAX_DUMP or info.st_size < length:
+        if length > limit or info.st_size < length:
             raise AgentError(f"the process sent {info.st_size} bytes for a dump of {length} "
-                             f"(at most {MAX_DUMP})", "EBADMSG")
+                             f"(at most {limit})", "EBADMSG")
         data = os.pread(fd, length, 0)
     except OSError as e:
         raise AgentError(f"the process's dump cannot be read: {e.strerror} ({errno_name(e.errno)})",

@@ -10,23 +10,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import select
 import socket
 import struct
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from migroce.agent import netns
+from migroce.agent.unix import bind_unix
 from migroce.control import MAX_FDS, MAX_MESSAGE, ControlError, Message, decode, encode
+
+log = logging.getLogger("migroce.agent")
 
 HELLO_SECONDS = 5.0
 MAX_LINKS = 256
 """Connections per listening socket: 64 slots, the rest for those that come and go."""
 _BATCH = 16
-_BACKLOG = 256
 
 
 class Handler(Protocol):
@@ -121,6 +124,10 @@ class Link:
         except ControlError as e:
             self.close(str(e))
             return False
+        except Exception:
+            log.exception("a message of pid %d", self.pid)
+            self.close("led to an internal error")
+            return False
         finally:
             for fd in fds:
                 os.close(fd)
@@ -142,36 +149,6 @@ def _receive(sock: socket.socket, fds: list[int]) -> tuple[bytes, int]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds += array("i", value[: len(value) & ~3])
     return data, flags
-
-
-@contextlib.contextmanager
-def short_path(path: Path) -> Iterator[str]:
-    """The path in a form that fits a socket address (107 bytes), however long it is."""
-    if len(os.fsencode(path)) <= 107:
-        yield str(path)
-        return
-    fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{path.name}"
-    finally:
-        os.close(fd)
-
-
-def bind_unix(path: Path, kind: int, mode: int) -> socket.socket:
-    """A listening unix socket in place of whatever file is there, ready once it is seen. Raises OSError."""
-    early = path.with_name(f".{path.name}")
-    sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        early.unlink(missing_ok=True)
-        with short_path(early) as short:
-            sock.bind(short)
-        early.chmod(mode)
-        sock.listen(_BACKLOG)
-        early.rename(path)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 class Listener:

@@ -286,7 +286,9 @@ class Port:
         waiting = [g for g in self.groups.values() if any(m.sock is None for m in g.members)]
         if not waiting:
             return False
-        inodes = netns.run_in(self.netns_fd, udp_inodes)
+        inodes: set[int] = set()
+        with contextlib.suppress(OSError):  # cannot be looked at: believe that what we close is gone
+            inodes = netns.run_in(self.netns_fd, udp_inodes)
         left = [group.sweep(inodes) for group in waiting]
         return any(left)
 
