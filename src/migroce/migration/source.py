@@ -72,6 +72,9 @@ class SourceSide:
             raise EngineError("check", "nft is not there", "install nftables")
         if criu.find() is None:
             raise EngineError("check", f"{self.ctx.name} has no criu", "see `migroce doctor`")
+        if info.device:
+            with self.engine.agent() as agent:  # it will be needed when the container cannot run without
+                agent.status()
         config = read_json(Path(info.bundle) / "config.json")
         own, _ = bundles.network_namespace(config)
         if not own:
