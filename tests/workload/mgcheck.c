@@ -297,7 +297,7 @@ static void take_verdict(struct run *r)
 static void exchange(struct run *r)
 {
 	unsigned turn = 0, spin = 0;
-	int64_t now = now_ns();
+	int64_t now = now_ns(), before = now;
 
 	r->state = "running";
 	r->started = now;
@@ -307,6 +307,9 @@ static void exchange(struct run *r)
 		int n;
 
 		now = now_ns();
+		if (!r->opt.events && now - before > r->longest_turn)
+			r->longest_turn = now - before;
+		before = now;
 		for (unsigned i = 0; i < r->opt.terms.qps && !r->abort; i++) {
 			post_receives(r, &r->conns[i], now);
 			pump(r, &r->conns[i], now);
@@ -392,7 +395,8 @@ static void print_verdict(struct run *r, const char *device, bool good)
 	       (unsigned long long)r->credit_reads, (unsigned long long)r->holds,
 	       (unsigned long long)r->chains, (unsigned long long)r->events,
 	       (unsigned long long)r->async_events, (unsigned long long)r->corrupted);
-	printf("\"longest_gap_ms\": %.1f, \"gaps\": [", (double)r->longest_gap / 1e6);
+	printf("\"longest_gap_ms\": %.1f, \"longest_turn_ms\": %.1f, \"gaps\": [",
+	       (double)r->longest_gap / 1e6, (double)r->longest_turn / 1e6);
 	for (unsigned i = 0; i < r->n_gaps; i++)
 		printf("%s{\"at_ms\": %lld, \"ms\": %lld}", i ? ", " : "", (long long)r->gaps[i].at_ms,
 		       (long long)r->gaps[i].ms);

@@ -177,6 +177,7 @@ struct run {
 	int64_t started, deadline, ended; /* ns */
 	int64_t last_cqe, last_progress;
 	int64_t longest_gap;
+	int64_t longest_turn; /* of our own loop: how long the CPU was away from us, while polling */
 	struct gap gaps[MAX_GAPS];
 	unsigned n_gaps;
 	double tokens;
