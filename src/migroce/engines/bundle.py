@@ -134,6 +134,8 @@ def relocate(
             mount["source"] = str(agent)
         if own_dev(mount, container):
             mount["source"] = str(bundle / DEV)
+        if mount.get("type") == "bind" or "bind" in mount.get("options", []):
+            mount["source"] = os.path.realpath(mount["source"])  # CRIU does not follow a link (/bin)
     annotations = raw.setdefault("annotations", {})
     if "org.criu.config" in annotations:
         annotations["org.criu.config"] = str(bundle / "criu.conf")

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Containers move with their TCP connections, their files and their exit status; also those others made."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.e2e.stage import Box, Stage, wait_for
+
+from migroce.errors import MigroceError
+
+SERVER = """
+import socket
+listening = socket.create_server(("", 5000))
+print("listening", flush=True)
+peer, _ = listening.accept()
+count = 0
+while data := peer.recv(1):
+    count += 1
+    peer.sendall(b"%d\\n" % count)
+print("served", count, flush=True)
+raise SystemExit(7)
+"""
+CLIENT = """
+import os, socket, sys
+peer = socket.create_connection((sys.argv[1], 5000)); peer.settimeout(60)
+answers = peer.makefile("rb")
+count = 0
+while not os.path.exists("/stop"):
+    peer.sendall(b"x")
+    count += 1
+    assert int(answers.readline()) == count
+    with open("/count~", "w") as f: f.write(str(count))
+    os.rename("/count~", "/count")
+print("asked", count, flush=True)
+"""
+
+
+def counted(box: Box) -> int:
+    """How far the client has come."""
+    path = box.file("/count")
+    return int(path.read_text()) if path.exists() else 0
+
+
+def test_tcp_connections_output_and_exit_status_move_along(stage: Stage) -> None:
+    server = stage.box("tcp-server", "a", ["python3", "-c", SERVER], device=False)
+    wait_for("the server", lambda: "listening" in server.log())
+    client = stage.box("tcp-client", "b", ["python3", "-c", CLIENT, server.ip], device=False)
+    wait_for("answers", lambda: counted(client) > 20)
+    for box in (server, client, server):
+        box.move()
+        before = counted(client)
+        wait_for("answers after the move", lambda before=before: counted(client) > before + 20)  # type: ignore[misc]
+    client.file("/stop").touch()
+    assert client.wait() == 0, client.log()
+    assert server.wait() == 7
+    count = int(client.log().split()[-1])
+    assert server.log().split() == ["listening", "served", str(count)]
+
+
+def test_the_writable_layer_moves_with_owners_links_and_attributes(stage: Stage) -> None:
+    script = """set -e
+mkdir -p /data/deep; echo one >/data/deep/file; chown 12:34 /data/deep/file; chmod 640 /data/deep/file
+ln /data/deep/file /data/hard; ln -s deep/file /data/soft; mkfifo /data/pipe
+rm -f /etc/hostname; rm -rf /usr/share/doc; mkdir /usr/share/doc; echo mine >/usr/share/doc/mine
+echo shared >/dev/shm/segment; touch /ready
+exec sleep 1000"""
+    box = stage.box("files", "a", ["sh", "-c", script], device=False)
+    wait_for("its files", lambda: box.file("/ready").exists())
+    look = """stat -c '%n %a %u %g %s %Y %h %F' /data /data/* /data/deep/file; readlink /data/soft
+ls /usr/share/doc; cat /data/hard /dev/shm/segment; test -e /etc/hostname; echo $?"""
+
+    def seen() -> str:
+        argv = stage.lab.command(box.name, ["sh", "-c", look])
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+    before = seen()
+    assert "mine\n" in before
+    box.move()
+    assert seen() == before
+    box.move()
+    assert seen() == before
+
+
+def users_bundle(directory: Path, netns: str | None) -> Path:
+    """A bundle as a user makes it: `runc spec`, a root file system, a few changes."""
+    directory.mkdir()
+    subprocess.run(["runc", "spec"], cwd=directory, check=True)
+    config = json.loads((directory / "config.json").read_text())
+    config["process"]["terminal"] = False
+    config["process"]["args"] = ["sh", "-c", "i=0; while :; do i=$((i+1)); echo $i >/c; mv /c /count; sleep 0.01; done"]
+    config["root"] = {"path": "rootfs", "readonly": False}
+    for host in ("/usr", "/bin", "/lib", "/lib64", "/etc"):
+        (directory / "rootfs" / host[1:]).mkdir(parents=True)
+        config["mounts"].append(
+            {"destination": host, "type": "bind", "source": host, "options": ["rbind", "ro"]}
+        )
+    for namespace in config["linux"]["namespaces"]:
+        if namespace["type"] == "network" and netns is not None:
+            namespace["path"] = netns
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def test_a_container_that_the_user_made_with_runc_moves(stage: Stage, tmp_path: Path) -> None:
+    bundle = users_bundle(tmp_path / "bundle", None)
+    node = stage.lab.node("a")
+    root = str(node.context.runc_root)
+    run = ["runc", "--root", root, "run", "--detach", "--bundle", str(bundle), "users-own"]
+    subprocess.run(node.command(run), stdin=-3, stdout=-3, stderr=-3, check=True)
+    box = Box(stage.lab, "users-own", "node-a", "")
+    count = bundle / "rootfs" / "count"
+    wait_for("counting", count.exists)
+    box.move("node-b")
+    reached = int(count.read_text())
+    wait_for("counting on", lambda: int(box.file("/count").read_text()) > reached + 5)
+    assert box.where() == ["node-b"]
+    box.move("node-a")
+    assert box.where() == ["node-a"]
+    wait_for("counting on", lambda: int(box.file("/count").read_text()) > reached + 10)
+
+
+def test_what_cannot_move_is_refused_with_the_reason(stage: Stage, tmp_path: Path) -> None:
+    bundle = users_bundle(tmp_path / "bundle", None)
+    config = json.loads((bundle / "config.json").read_text())
+    config["linux"]["namespaces"] = [ns for ns in config["linux"]["namespaces"] if ns["type"] != "network"]
+    (bundle / "config.json").write_text(json.dumps(config))
+    node = stage.lab.node("a")
+    root = str(node.context.runc_root)
+    run = ["runc", "--root", root, "run", "--detach", "--bundle", str(bundle), "on-host"]
+    subprocess.run(node.command(run), stdin=-3, stdout=-3, stderr=-3, check=True)
+    with pytest.raises(MigroceError, match="network of the node"):
+        Box(stage.lab, "on-host", "node-a", "").move("node-b")
+    ended = stage.box("ended", "a", ["true"], device=False)
+    ended.wait()
+    with pytest.raises(MigroceError, match="exited, not running"):
+        ended.move("node-b")
+    with pytest.raises(MigroceError, match="already"):
+        ended.move("node-a")
