@@ -116,7 +116,7 @@ def test_several_processes_behind_one_address_go_on(bench: Bench, agent: Agent, 
 
 def test_a_peer_waits_for_a_long_stop(bench: Bench, agent: Agent, tmp_path: Path) -> None:
     """Longer than all its retries: the peer lives on because the stand-in tells it to wait."""
-    bench.start("ib_send_bw", "-n", "6000", "-s", "65536", "-u", "12")  # 8 times 17 ms
+    bench.start("ib_send_bw", "-n", "30000", "-s", "65536", "-u", "12")  # 8 times 17 ms
     agent.client.container_stop("c1", tmp_path)
     answered(agent, 6)  # probes at 20, 60, 140, 300, 500 ms: the retries would be over long since
     agent.client.container_resume("c1")
@@ -124,7 +124,7 @@ def test_a_peer_waits_for_a_long_stop(bench: Bench, agent: Agent, tmp_path: Path
 
 
 def test_a_killed_agent_is_not_missed(bench: Bench, agent: Agent, tmp_path: Path) -> None:
-    bench.start("ib_send_bw", "-n", "10000", "-s", "65536")
+    bench.start("ib_send_bw", "-n", "60000", "-s", "65536")
     agent.restart()
     stop_and_go(agent, tmp_path, 1)  # waits for the process to come back by itself
     bench.finish()
