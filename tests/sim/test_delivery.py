@@ -8,7 +8,7 @@ import errno
 import pytest
 
 from .pair import Pair
-from .records import MS, US, Action, Caps, CqMode, Link, Sge, VerbsError, Wr
+from .records import MS, US, Action, Caps, CqMode, Link, S, Sge, VerbsError, Wr
 from .runner import run
 from .schedule import Connection, Host, Kind, Op, Schedule, Side
 from .verbs import Event, QpState, SendFlag, WcFlag, WcOpcode, WcStatus, WrOpcode
@@ -257,7 +257,7 @@ def test_a_destroyed_qp_is_gone_though_packets_for_it_are_on_their_way() -> None
         for i in range(4):
             w.a.send(i, b"x")
         w.b.qp.free()
-        w.go(100 * MS)
+        w.go(2 * S)
         assert w.b.engine.counters()["rx_no_qp"] > 0
         assert w.a.done()[0] == (0, WcStatus.RETRY_EXC_ERR)
 
