@@ -290,8 +290,6 @@ static void take_verdict(struct run *r)
 	r->have_verdict = true;
 	if (!tcp_try_read(r->tcp, &r->theirs_verdict, sizeof(r->theirs_verdict), (int)r->opt.stall_s * 1000))
 		fatal(r, "the peer is gone");
-	else if (r->theirs_verdict.errors)
-		fatal(r, "the peer gave up");
 }
 
 static void exchange(struct run *r)
@@ -320,8 +318,11 @@ static void exchange(struct run *r)
 		if (now - r->last_progress >= 50 * MS)
 			every_few_ms(r, now, &turn);
 		/* The peer may be done before us (its last acknowledgement is under way) or give up. */
-		if (++spin % 256 == 0 && !r->have_verdict && tcp_readable(r->tcp))
+		if (++spin % 256 == 0 && !r->have_verdict && tcp_readable(r->tcp)) {
 			take_verdict(r);
+			if (r->theirs_verdict.errors && !all_done(r))
+				fatal(r, "the peer gave up");
+		}
 	}
 	r->ended = now_ns();
 }
