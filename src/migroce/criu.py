@@ -27,18 +27,18 @@ MINIMUM = (4, 2)
 
 _DEADLINE = 10.0  # seconds for each step of the check
 
-# Counts UDP requests in its memory; a TCP listener is there because CRIU 4.1 fails on it.
+# Keeps what it was last told in its memory; a TCP listener is there because CRIU 4.1 fails on it.
 _PROBE = """
 import os, socket, sys
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); udp.bind(("127.0.0.1", 0))
 tcp = socket.socket(); tcp.bind(("127.0.0.1", 0)); tcp.listen()
 with open(sys.argv[1] + "~", "w") as f: f.write(str(udp.getsockname()[1]))
 os.rename(sys.argv[1] + "~", sys.argv[1])
-count = 0
+kept = b""
 while True:
-    _, peer = udp.recvfrom(16)
-    count += 1
-    udp.sendto(str(count).encode(), peer)
+    said, peer = udp.recvfrom(64)
+    kept = said or kept
+    udp.sendto(kept, peer)
 """
 
 
@@ -120,7 +120,8 @@ def _dump_and_restore(criu: Path, tmp: Path) -> None:
                 raise CriuError("the process to be dumped did not start")
             time.sleep(0.005)
         port = int(port_file.read_text())
-        if _ask(port) != 1:
+        secret = os.urandom(8).hex().encode()
+        if _ask(port, secret) != secret:
             raise CriuError("the process to be dumped does not answer on the loopback interface")
         common = ["-D", str(images), "-v4"]
         dump = [str(criu), "dump", "-t", str(probe.pid), "-o", "dump.log", *common]
@@ -130,11 +131,11 @@ def _dump_and_restore(criu: Path, tmp: Path) -> None:
             [str(criu), "restore", "-o", "restore.log", *common],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        answer = _ask(port, restored)
+        answer = _ask(port, b"", restored)
         if answer is None:
             raise CriuError("restore failed: " + _reason(images / "restore.log"))
-        if answer != 2:
-            raise CriuError(f"the restored process forgot its memory (answered {answer}, not 2)")
+        if answer != secret:
+            raise CriuError("the restored process has lost its memory")
     finally:
         for _ in range(2):  # the probe or its restored self; CRIU ends with it
             with contextlib.suppress(ProcessLookupError):
@@ -147,15 +148,15 @@ def _dump_and_restore(criu: Path, tmp: Path) -> None:
             probe.wait()
 
 
-def _ask(port: int, alive: subprocess.Popen[bytes] | None = None) -> int | None:
-    """The probe's count; None when it does not answer in time or `alive` ends."""
+def _ask(port: int, tell: bytes, alive: subprocess.Popen[bytes] | None = None) -> bytes | None:
+    """What the probe keeps, after telling it `tell`; None when it does not answer in time or `alive` ends."""
     end = time.monotonic() + _DEADLINE
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.settimeout(0.05)
         while time.monotonic() < end:
             with contextlib.suppress(TimeoutError, ConnectionRefusedError):
-                udp.sendto(b"?", ("127.0.0.1", port))
-                return int(udp.recv(16))
+                udp.sendto(tell, ("127.0.0.1", port))
+                return udp.recv(64)
             if alive is not None and alive.poll() is not None:
                 return None
     return None

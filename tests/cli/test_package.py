@@ -20,7 +20,7 @@ assert ROOT is not None
 def test_a_wheel_carries_the_library_and_finds_it(tmp_path: Path) -> None:
     built = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path),
-         f"-Cbuild-dir={tmp_path / 'build'}", str(ROOT)],
+         f"--config-settings=build-dir={tmp_path / 'build'}", str(ROOT)],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
