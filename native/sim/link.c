@@ -517,6 +517,8 @@ static void tell(const struct sim_packet *p, struct mgs_packet_info *info, uint8
 	memcpy(info->dst, p->dst, 16);
 	info->sport = p->sport;
 	info->ip_id = p->ip_id;
+	info->tclass = p->tclass;
+	info->hop_limit = p->hop_limit;
 	info->len = p->len;
 	info->from = p->from;
 	info->to = p->to;

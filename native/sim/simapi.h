@@ -132,6 +132,8 @@ struct mgs_packet_info {
 	uint64_t t;
 	uint8_t src[16], dst[16];
 	uint16_t sport, ip_id;
+	uint8_t tclass, hop_limit;
+	uint16_t rsv;
 	uint32_t len;
 	int32_t from; /* engine index, -1: injected */
 	int32_t to;   /* stand-in id or engine index */

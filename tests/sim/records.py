@@ -127,6 +127,8 @@ class Datagram(NamedTuple):
     sender: int
     to: int
     data: bytes
+    tclass: int = 0
+    hop_limit: int = 0
 
 
 class Sge(NamedTuple):

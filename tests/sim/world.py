@@ -340,7 +340,7 @@ class World:
         i = self._info
         return Datagram(
             int(i.t), bytes(i.src), bytes(i.dst), int(i.sport), int(getattr(i, "from")), int(i.to),
-            bytes(self.ffi.buffer(self._packet, i.len)),
+            bytes(self.ffi.buffer(self._packet, i.len)), int(i.tclass), int(i.hop_limit),
         )  # fmt: skip
 
     def inject(
