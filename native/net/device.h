@@ -13,7 +13,6 @@
 
 #include <net/if.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 
 struct mg_net;	   /* net/udp.c: sockets, GSO/GRO, batches */
@@ -42,7 +41,6 @@ struct mg_device {
 	pthread_t thread;
 	_Atomic bool quit;
 	_Atomic bool lock_wanted; /* the progress thread has to stop or resume: let it in */
-	_Atomic bool quiet;	  /* nothing has come for a while */
 	bool forked;		  /* a child's copy: its sockets are closed, nothing works on it */
 	int wake_fd;		  /* eventfd to wake the progress thread */
 };
@@ -95,16 +93,6 @@ int mg_net_poll(struct mg_device *dev);
 static inline void mg_note_poll(struct mg_device *dev, mg_time now)
 {
 	atomic_store_explicit(&dev->last_poll, now, memory_order_relaxed);
-}
-
-/*
- * Without the lock, after a poll that found nothing: who spins in vain for long (its peer is being
- * moved, say) lets others have the CPU, if there are any.
- */
-static inline void mg_relax(struct mg_device *dev)
-{
-	if (atomic_load_explicit(&dev->quiet, memory_order_relaxed))
-		sched_yield();
 }
 
 /*

@@ -38,8 +38,6 @@ enum mg_family { MG_V4, MG_V6, MG_FAMILIES };
 #define MG_TIMER_LATE_NS 50000000u
 /* An application that only posts looks at the sockets, too, when nobody has for this long. */
 #define MG_UNSEEN_NS 100000u
-/* Polls that found nothing for this long are a wait, not a race: others may have the CPU. */
-#define MG_QUIET_NS 500000u
 /* The progress thread's nap while somebody polls. */
 #define MG_NAP_MIN_NS 50000u
 #define MG_NAP_MAX_NS 1000000u
@@ -64,7 +62,6 @@ struct mg_net {
 	bool said_msgsize;   /* warned once about packets larger than the link's MTU */
 	unsigned idle_polls; /* since the quiet socket was last looked at */
 	mg_time lazy_since;  /* 0: nothing is held back */
-	mg_time heard;	     /* when something was last received by a poll */
 	mg_time looked;	     /* when the sockets were last looked at */
 
 	/*

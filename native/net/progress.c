@@ -12,7 +12,6 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <sys/prctl.h>
@@ -23,7 +22,7 @@
 #define MG_BUSY_RETRY_NS 50000u /* somebody else has the lock */
 #define MG_SERVE_NS 500000u	/* between looks at the agent and the wake-up call */
 #define MG_SPIN_NS 30000u	/* a sleep shorter than this costs more than it saves */
-#define MG_LET_IN_ROUNDS 10000u
+#define MG_LET_IN_ROUNDS 500u
 
 mg_time mg_now(void)
 {
@@ -35,11 +34,16 @@ mg_time mg_now(void)
 
 void mg_device_let_in(struct mg_device *dev)
 {
-	/* Bounded: a thread that died or was stopped by a debugger must not stop us. */
+	const struct timespec moment = {.tv_nsec = 20000};
+
+	/*
+	 * Bounded: a thread that died or was stopped by a debugger must not stop us. Sleep, not
+	 * sched_yield: some kernels take a whole time slice for each yield and let us starve later.
+	 */
 	for (unsigned i = 0; i < MG_LET_IN_ROUNDS; i++) {
 		if (!atomic_load_explicit(&dev->lock_wanted, memory_order_relaxed))
 			return;
-		sched_yield();
+		nanosleep(&moment, NULL);
 	}
 }
 

@@ -155,9 +155,6 @@ int mg_net_poll(struct mg_device *dev)
 
 	mg_note_poll(dev, now);
 	n = mg_net_receive(dev, now);
-	if (n > 0)
-		net->heard = now;
-	atomic_store_explicit(&dev->quiet, now - net->heard > MG_QUIET_NS, memory_order_relaxed);
 	mg_net_timers(dev, now, n == 0);
 	if (n > 0)
 		mg_net_send(dev, now, MG_TX_LAZY);
