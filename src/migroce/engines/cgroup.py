@@ -8,13 +8,23 @@ frozen after a dump with --leave-running. So the source stays as it was until th
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import platform
 import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from migroce.errors import EngineError
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_SYS_KCMP = {"x86_64": 312, "aarch64": 272}.get(platform.machine(), 272)
+_KCMP_VM = 1
+
+
+def _share_memory(one: int, other: int) -> bool:
+    return int(_libc.syscall(_SYS_KCMP, one, other, _KCMP_VM, 0, 0)) == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +58,47 @@ class Freezer:
         return (self.directory / "freezer.state").read_text().strip() == "FROZEN"
 
     def freeze(self, timeout: float = 10.0) -> None:
-        """Freeze and wait until it is. Raises EngineError; then nothing is frozen."""
+        """Freeze and wait until it is. Raises EngineError; then nothing is frozen.
+
+        A process frozen in the middle of vfork could not be dumped (its parent waits uninterruptibly until it
+        has executed something): such a moment is let pass.
+        """
         end = time.monotonic() + timeout
-        again = time.monotonic() + 0.01
         try:
-            self._write(True)
-            while not self.frozen():
-                if time.monotonic() > end:
-                    raise EngineError("freeze", f"the container did not freeze within {timeout:.0f} s")
-                time.sleep(0.0003)
-                if time.monotonic() > again:  # version 1 may miss a task that was just being born
-                    self._write(True)
-                    again = time.monotonic() + 0.01
+            self._freeze_once(end)
+            enough = time.monotonic() + 1.0  # for those that mean to share it for good
+            while self._in_vfork() and time.monotonic() < enough:
+                self._write(False)
+                time.sleep(0.001)
+                self._freeze_once(end)
         except OSError as exc:
             self.thaw()
             raise EngineError("freeze", f"{exc.filename}: {exc.strerror}") from exc
         except EngineError:
             self.thaw()
             raise
+
+    def _freeze_once(self, end: float) -> None:
+        self._write(True)
+        again = time.monotonic() + 0.01
+        while not self.frozen():
+            if time.monotonic() > end:
+                raise EngineError("freeze", "the container does not freeze")
+            time.sleep(0.0003)
+            if time.monotonic() > again:  # version 1 may miss a task that was just being born
+                self._write(True)
+                again = time.monotonic() + 0.01
+
+    def _in_vfork(self) -> bool:
+        """Whether a process in it still lives in its parent's memory."""
+        pids = {int(pid) for pid in (self.directory / "cgroup.procs").read_text().split()}
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                stat = Path(f"/proc/{pid}/stat").read_text()
+                parent = int(stat[stat.rindex(")") + 2 :].split()[1])
+                if parent in pids and _share_memory(parent, pid):
+                    return True
+        return False
 
     def thaw(self) -> None:
         """Let it run; a cgroup that is gone is fine."""

@@ -30,6 +30,7 @@ from migroce.migration.orchestrate import (
     owner,
     retry,
     silent,
+    step_of,
     undo_destination,
     undo_source,
 )
@@ -75,7 +76,7 @@ class Checkpoint:
                 undo_source(self._source, stopped=self._stopping)
             if not isinstance(exc, MigroceError):
                 raise
-            step, reason = getattr(exc, "step", self._phase.current), getattr(exc, "reason", str(exc))
+            step, reason = step_of(exc, self._phase.current), getattr(exc, "reason", str(exc))
             where = self._node.name
             raise MigrationError(
                 step, reason, f"{container} runs on {where} as before", running_on=where
@@ -170,7 +171,7 @@ class Restore:
                 undo_destination(self._destination)
             if not isinstance(exc, MigroceError):
                 raise
-            step, reason = getattr(exc, "step", self._phase.current), getattr(exc, "reason", str(exc))
+            step, reason = step_of(exc, self._phase.current), getattr(exc, "reason", str(exc))
             raise MigrationError(step, reason, str(getattr(exc, "mend", ""))) from exc
         self.report.total = (time.monotonic() - started) * 1000
         return self.report

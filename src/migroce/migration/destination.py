@@ -122,7 +122,7 @@ class DestinationSide:
         self.adopt()
         self.bundle.mkdir(mode=0o700, parents=True)
         write_json(self.bundle / "container.json", metadata)  # first: by it `undo` knows what is ours
-        for part in ("rootfs", "upper", "work"):
+        for part in ("rootfs",) if about["plain"] else ("rootfs", "upper", "work"):
             (self.bundle / part).mkdir(mode=0o755)
         self._make_room()
         if not about["plain"]:

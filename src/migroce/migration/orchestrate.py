@@ -231,7 +231,7 @@ class Migration:
     # -- when it goes wrong --------------------------------------------------------------------------------
 
     def _error(self, exc: BaseException, where: str) -> MigrationError:
-        step = str(getattr(exc, "step", self._phase.current))
+        step = step_of(exc, self._phase.current)
         reason = str(getattr(exc, "reason", "") or exc or type(exc).__name__)
         mend = str(getattr(exc, "mend", ""))
         where_now = f"{self.container} runs on {where} as before"
@@ -263,6 +263,12 @@ class Migration:
     def _progress_quietly(self, what: Event) -> None:
         with contextlib.suppress(Exception):
             self._progress(what)
+
+
+def step_of(exc: BaseException, phase: str) -> str:
+    """The step that an error names, the phase if it names none."""
+    step = str(getattr(exc, "step", ""))
+    return phase if step in ("", "source", "destination", "worker") else step
 
 
 def owner(source: Node) -> dict[str, Any]:

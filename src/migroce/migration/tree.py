@@ -92,25 +92,26 @@ def pack(root: Path, names: Iterable[str], target: IO[bytes]) -> int:
     # Errors of file names that are no UTF-8 do not exist: tar takes them as they are.
     with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_CHUNK) as tar:
         for name in names:
-            path = root / name
-            try:
-                info = tar.gettarinfo(str(path), arcname=name)
-            except FileNotFoundError:
-                continue  # the container is still running and has removed it
-            if _nothing(info):
-                continue  # a socket
-            info.name = name
-            info.pax_headers = {_XATTR + key: value for key, value in _xattrs(path).items()}
-            stamp = os.lstat(path).st_mtime_ns
-            info.pax_headers["mtime"] = f"{stamp // 10**9}.{stamp % 10**9:09d}"
-            if info.isreg():
-                with path.open("rb") as source:
-                    # It may grow while it is read; a tar member has the size that was promised.
-                    tar.addfile(info, _Padded(source, info.size))
-                total += info.size
-            else:
-                tar.addfile(info)
+            with contextlib.suppress(FileNotFoundError):  # the container is still running and has removed it
+                total += _pack_one(tar, root / name, name)
     return total
+
+
+def _pack_one(tar: tarfile.TarFile, path: Path, name: str) -> int:
+    info = tar.gettarinfo(str(path), arcname=name)
+    if _nothing(info):
+        return 0  # a socket
+    info.name = name
+    info.pax_headers = {_XATTR + key: value for key, value in _xattrs(path).items()}
+    stamp = os.lstat(path).st_mtime_ns
+    info.pax_headers["mtime"] = f"{stamp // 10**9}.{stamp % 10**9:09d}"
+    if not info.isreg():
+        tar.addfile(info)
+        return 0
+    with path.open("rb") as source:
+        # It may change its size while it is read; a tar member has the size that was promised.
+        tar.addfile(info, _Padded(source, info.size))
+    return info.size
 
 
 def _nothing(info: tarfile.TarInfo | None) -> bool:
