@@ -132,8 +132,8 @@ void mg_mig_resume(struct mg_qp *qp, mg_time now, const struct mg_addr *addr)
 
 static void resumed(struct mg_qp *qp, mg_time now)
 {
-	qp->mig.resuming = false;
-	qp->mig.resume_at = MG_NEVER;
+	qp->mig.resuming = qp->mig.paused = false; /* a NAK stopped from before is no longer true */
+	qp->mig.resume_at = qp->mig.probe_at = MG_NEVER;
 	qp->mig.send_resume = false;
 	if (mg_qp_sends(qp))
 		mg_req_restart(qp, now);

@@ -239,6 +239,22 @@ def test_both_ends_may_be_moved_at_the_same_time(
         assert w.b.dump().peer_gid == w.a.engine.gid
 
 
+def test_a_late_nak_stopped_does_not_outlive_the_acknowledgement_of_the_resume() -> None:
+    with Pair() as w:
+        w.settle()
+        w.b.recv(1, 16)
+        w.rule(Action.DROP, 4, count=1)
+        w.a.send(1, b"x")
+        number = w.stop(w.a)
+        w.go(1 * MS)
+        w.rule(Action.DROP, RESUME, count=2)
+        w.resume(w.a, number)
+        w.inject(w.b.engine.gid, w.a.engine.gid, _nak_stopped(w, 0xFFFFF0))
+        w.go(8 * MS)
+        assert w.a.engine.counters()["nak_stopped_rx"] == 1
+        assert w.a.done() == [(1, 0)]
+
+
 def test_a_connection_made_while_stopped_works_after_the_resume() -> None:
     with Pair(connect=False) as w:
         w.a.qp.connect(w.a.path)
@@ -331,6 +347,12 @@ def test_many_qps_of_an_engine_move_together() -> None:
 # ---- who may redirect a connection ----------------------------------------------------------------------
 
 
+def _nak_stopped(w: Pair, psn: int) -> bytes:
+    """A NAK stopped for a, as b's stand-in sends it (without its ICRC)."""
+    bth = bytes((17, 0x40, 0xFF, 0xFF, 1)) + w.a.qp.num.to_bytes(3, "big") + psn.to_bytes(4, "big")
+    return bth + bytes((0x7F, 0, 0, 0))
+
+
 def _stolen_resume(w: Pair) -> bytes:
     """A true RESUME of b's, as somebody on its way has seen it (without its ICRC)."""
     rule = w.rule(Action.CAPTURE, RESUME, src=1)
@@ -408,8 +430,7 @@ def test_a_forged_nak_stopped_delays_at_most_a_probe() -> None:
         w.settle()
         w.b.recvs(2, 16)
         w.a.send(1, b"x")
-        nak = bytes((17, 0x40, 0xFF, 0xFF, 1)) + w.a.qp.num.to_bytes(3, "big") + bytes((0, 0xFF, 0xFF, 0xF0))
-        w.inject(w.b.engine.gid, w.a.engine.gid, nak + bytes((0x7F, 0, 0, 0)))
+        w.inject(w.b.engine.gid, w.a.engine.gid, _nak_stopped(w, 0xFFFFF0))
         w.run_for(1)
         assert w.a.engine.counters()["nak_stopped_rx"] == 1
         w.go(40 * MS)
