@@ -95,12 +95,25 @@ paused (its peer is being moved), resuming (moved, its peer has not answered yet
         on: On = None,
         timeout: Annotated[float | None, typer.Option(help="Give up after so many seconds.")] = None,
     ) -> None:
-        """Wait until a container has ended; exit with its exit status."""
-        from migroce.cli.common import locate
-        from migroce.errors import MigroceError
+        """Wait until a container has ended, wherever it is moved; exit with its exit status."""
+        import time
 
-        with locate(container, on) as (node, _):
-            status = node.call("wait", container=container, timeout=timeout)
+        from migroce.cli.common import locate
+        from migroce.errors import EngineError, MigroceError
+
+        end = time.monotonic() + timeout if timeout is not None else None
+        while True:
+            with locate(container, on) as (node, _):
+                left = 600.0 if end is None else min(600.0, max(0.0, end - time.monotonic()))
+                try:
+                    status = node.call("wait", container=container, timeout=left)
+                    break
+                except EngineError as exc:
+                    moved = on is None and "not on" in exc.reason
+                    patient = "still runs" in exc.reason and (end is None or time.monotonic() < end)
+                    if not moved and not patient:
+                        raise
+            time.sleep(0.1)  # it was moved away meanwhile: go after it
         if status is None:
             raise MigroceError(f"{container} has ended, but nobody saw its exit status")
         raise typer.Exit(int(status))
