@@ -8,19 +8,19 @@ static enum ibv_wc_opcode wc_opcode(const struct mg_swqe *w)
 {
 	switch (w->opcode) {
 	case IBV_WR_RDMA_WRITE:
-	case IBV_WR_RDMA_WRITE_WITH_IMM:
-		return IBV_WC_RDMA_WRITE;
-	case IBV_WR_RDMA_READ:
-		return IBV_WC_RDMA_READ;
-	default:
-		return IBV_WC_SEND;
+	case IBV_WR_RDMA_WRITE_WITH_IMM: return IBV_WC_RDMA_WRITE;
+	case IBV_WR_RDMA_READ: return IBV_WC_RDMA_READ;
+	default: return IBV_WC_SEND;
 	}
 }
 
 static void complete(struct mg_qp *qp, const struct mg_swqe *w, enum ibv_wc_status status)
 {
-	struct ibv_wc wc = { .wr_id = w->wr_id, .status = status, .opcode = wc_opcode(w), .byte_len = w->length,
-			     .qp_num = qp->qpn };
+	struct ibv_wc wc = {.wr_id = w->wr_id,
+			    .status = status,
+			    .opcode = wc_opcode(w),
+			    .byte_len = w->length,
+			    .qp_num = qp->qpn};
 
 	qp->send_done++;
 	if (w->flags & MG_WQE_SIGNALED || status != IBV_WC_SUCCESS)
@@ -207,24 +207,15 @@ static void rx_nak(struct mg_qp *qp, mg_time now, uint64_t psn, uint8_t syndrome
 		r->probing = false;
 		mg_req_go_back(qp);
 		return;
-	case MG_NAK_INVALID_REQ:
-		status = IBV_WC_REM_INV_REQ_ERR;
-		break;
-	case MG_NAK_REM_ACCESS:
-		status = IBV_WC_REM_ACCESS_ERR;
-		break;
-	case MG_NAK_REM_OP:
-		status = IBV_WC_REM_OP_ERR;
-		break;
-	case MG_NAK_INV_RD:
-		status = IBV_WC_REM_INV_RD_REQ_ERR;
-		break;
-	default:
-		return; /* reserved: ignored (IBA 9.7.5.1.2) */
+	case MG_NAK_INVALID_REQ: status = IBV_WC_REM_INV_REQ_ERR; break;
+	case MG_NAK_REM_ACCESS: status = IBV_WC_REM_ACCESS_ERR; break;
+	case MG_NAK_REM_OP: status = IBV_WC_REM_OP_ERR; break;
+	case MG_NAK_INV_RD: status = IBV_WC_REM_INV_RD_REQ_ERR; break;
+	default: return; /* reserved: ignored (IBA 9.7.5.1.2) */
 	}
 	/* A READ whose data is missing cannot be passed over, unless the NAK is about that READ. */
-	if (mg_comp_ack_to(qp, now, psn) || (r->head != r->tail && psn < mg_sq_at(qp, r->head)->psn +
-									 mg_sq_at(qp, r->head)->n_psn)) {
+	if (mg_comp_ack_to(qp, now, psn) ||
+	    (r->head != r->tail && psn < mg_sq_at(qp, r->head)->psn + mg_sq_at(qp, r->head)->n_psn)) {
 		if (mg_qp_sends(qp))
 			mg_comp_fail(qp, status);
 	} else {
@@ -249,11 +240,7 @@ void mg_comp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h)
 		if (!mg_comp_ack_to(qp, now, psn + 1))
 			implied_loss(qp);
 		break;
-	case MG_AETH_RNR:
-		rx_rnr(qp, now, psn, h->aeth.syndrome);
-		break;
-	case MG_AETH_NAK:
-		rx_nak(qp, now, psn, h->aeth.syndrome);
-		break;
+	case MG_AETH_RNR: rx_rnr(qp, now, psn, h->aeth.syndrome); break;
+	case MG_AETH_NAK: rx_nak(qp, now, psn, h->aeth.syndrome); break;
 	}
 }

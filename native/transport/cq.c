@@ -15,7 +15,7 @@ int mg_cq_create(struct mg_engine *e, uint32_t cqe, void *owner, struct mg_cq **
 	cq = calloc(1, sizeof(*cq));
 	if (!cq)
 		return ENOMEM;
-	*cq = (struct mg_cq){ .e = e, .owner = owner, .depth = cqe, .handle = mg_engine_handle(e) };
+	*cq = (struct mg_cq){.e = e, .owner = owner, .depth = cqe, .handle = mg_engine_handle(e)};
 	cq->ring = calloc(cqe, sizeof(*cq->ring));
 	if (!cq->ring)
 		goto fail;

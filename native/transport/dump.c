@@ -19,7 +19,7 @@ static void put(struct writer *w, const void *data, size_t n)
 
 static void record(struct writer *w, uint16_t type, const void *body, uint32_t n)
 {
-	struct mg_dump_record head = { type, 1, n };
+	struct mg_dump_record head = {type, 1, n};
 
 	put(w, &head, sizeof(head));
 	put(w, body, n);
@@ -35,10 +35,10 @@ static void dump_qp(struct writer *w, const struct mg_qp *qp)
 		.qpn = qp->qpn,
 		.type = qp->type,
 		.state = qp->state,
-		.mstate = qp->e->stopped && mg_qp_connected(qp) ? MG_MSTATE_STOPPED :
-			  m->resuming			  ? MG_MSTATE_RESUMING :
-			  m->paused			  ? MG_MSTATE_PAUSED :
-							    MG_MSTATE_NORMAL,
+		.mstate = qp->e->stopped && mg_qp_connected(qp) ? MG_MSTATE_STOPPED
+			  : m->resuming				? MG_MSTATE_RESUMING
+			  : m->paused				? MG_MSTATE_PAUSED
+								: MG_MSTATE_NORMAL,
 		.pd = qp->pd->handle,
 		.send_cq = qp->send_cq->handle,
 		.recv_cq = qp->recv_cq->handle,
@@ -63,7 +63,8 @@ static void dump_qp(struct writer *w, const struct mg_qp *qp)
 		.timeout = qp->attr.timeout,
 		.min_rnr_timer = qp->attr.min_rnr_timer,
 		.n_resources = rs->n_res,
-		.tclass_hop = (uint32_t)qp->attr.ah_attr.grh.traffic_class << 8 | qp->attr.ah_attr.grh.hop_limit,
+		.tclass_hop =
+			(uint32_t)qp->attr.ah_attr.grh.traffic_class << 8 | qp->attr.ah_attr.grh.hop_limit,
 		.tx_packets = qp->tx_packets,
 		.rx_packets = qp->rx_packets,
 		.tx_bytes = qp->tx_bytes,
@@ -81,9 +82,14 @@ static void dump_qp(struct writer *w, const struct mg_qp *qp)
 	record(w, MG_DUMP_QP, &d, sizeof(d));
 	for (uint32_t i = 0; i < rs->n_res; i++) {
 		const struct mg_resource *s = &rs->res[i];
-		struct mg_dump_resource r = { .qpn = qp->qpn, .opcode = s->opcode, .first_psn = s->first_psn,
-					      .last_psn = s->last_psn, .va = s->va, .rkey = s->rkey,
-					      .length = s->length, .atomic_orig = s->atomic_orig };
+		struct mg_dump_resource r = {.qpn = qp->qpn,
+					     .opcode = s->opcode,
+					     .first_psn = s->first_psn,
+					     .last_psn = s->last_psn,
+					     .va = s->va,
+					     .rkey = s->rkey,
+					     .length = s->length,
+					     .atomic_orig = s->atomic_orig};
 
 		if (s->opcode)
 			record(w, MG_DUMP_RESOURCE, &r, sizeof(r));
@@ -92,9 +98,15 @@ static void dump_qp(struct writer *w, const struct mg_qp *qp)
 
 static void dump_context(struct writer *w, const struct mg_engine *e)
 {
-	struct mg_dump_context c = { .qpn_base = e->cfg.qpn_base, .qpn_count = e->cfg.qpn_count, .slot = e->cfg.slot,
-				     .epoch = e->epoch, .max_path_mtu = e->cfg.max_path_mtu, .n_qp = e->qps.used,
-				     .n_mr = e->mrs.used, .n_cq = e->cqs.used, .n_pd = e->pds.used };
+	struct mg_dump_context c = {.qpn_base = e->cfg.qpn_base,
+				    .qpn_count = e->cfg.qpn_count,
+				    .slot = e->cfg.slot,
+				    .epoch = e->epoch,
+				    .max_path_mtu = e->cfg.max_path_mtu,
+				    .n_qp = e->qps.used,
+				    .n_mr = e->mrs.used,
+				    .n_cq = e->cqs.used,
+				    .n_pd = e->pds.used};
 
 	memcpy(c.gid, e->cfg.addr.gid, 16);
 	record(w, MG_DUMP_CONTEXT, &c, sizeof(c));
@@ -104,28 +116,28 @@ static void dump_context(struct writer *w, const struct mg_engine *e)
 size_t mg_dump(const struct mg_engine *e, uint8_t *buf, size_t cap)
 {
 	const size_t end_len = sizeof(struct mg_dump_record) + 8;
-	struct writer w = { buf, cap, sizeof(struct mg_dump_header), 0 };
-	struct mg_dump_header head = { .magic = { 0 }, .version = MG_DUMP_VERSION, .header_len = sizeof(head) };
-	uint32_t crc[2] = { 0, 0 };
+	struct writer w = {buf, cap, sizeof(struct mg_dump_header), 0};
+	struct mg_dump_header head = {.magic = {0}, .version = MG_DUMP_VERSION, .header_len = sizeof(head)};
+	uint32_t crc[2] = {0, 0};
 	void *o;
 
 	dump_context(&w, e);
 	for (uint32_t it = 0; (o = mg_idtab_next(&e->pds, &it));) {
 		const struct mg_pd *pd = o;
-		struct mg_dump_pd d = { pd->handle, pd->refs };
+		struct mg_dump_pd d = {pd->handle, pd->refs};
 
 		record(&w, MG_DUMP_PD, &d, sizeof(d));
 	}
 	for (uint32_t it = 0; (o = mg_idtab_next(&e->mrs, &it));) {
 		const struct mg_mr *mr = o;
-		struct mg_dump_mr d = { (uintptr_t)mr->addr, mr->length, mr->iova, mr->key, mr->key, mr->access,
-					mr->pd->handle };
+		struct mg_dump_mr d = {(uintptr_t)mr->addr, mr->length,	   mr->iova, mr->key, mr->key,
+				       mr->access,	    mr->pd->handle};
 
 		record(&w, MG_DUMP_MR, &d, sizeof(d));
 	}
 	for (uint32_t it = 0; (o = mg_idtab_next(&e->cqs, &it));) {
 		const struct mg_cq *cq = o;
-		struct mg_dump_cq d = { cq->handle, cq->depth, cq->fill, cq->armed, cq->total, 0 };
+		struct mg_dump_cq d = {cq->handle, cq->depth, cq->fill, cq->armed, cq->total, 0};
 
 		record(&w, MG_DUMP_CQ, &d, sizeof(d));
 	}

@@ -65,15 +65,20 @@ struct mg_dump_mr { /* 40 bytes */
 	uint32_t lkey, rkey, access, pd;
 } __attribute__((packed));
 
-struct mg_dump_cq { /* 32 bytes */
+struct mg_dump_cq {			     /* 32 bytes */
 	uint32_t handle, depth, fill, armed; /* armed: 0 no, 1 next, 2 solicited */
 	uint64_t total;			     /* completions ever */
 	uint64_t rsv;
 } __attribute__((packed));
 
-enum mg_dump_mstate { MG_MSTATE_NORMAL = 0, MG_MSTATE_STOPPED = 1, MG_MSTATE_PAUSED = 2, MG_MSTATE_RESUMING = 3 };
+enum mg_dump_mstate {
+	MG_MSTATE_NORMAL = 0,
+	MG_MSTATE_STOPPED = 1,
+	MG_MSTATE_PAUSED = 2,
+	MG_MSTATE_RESUMING = 3
+};
 
-struct mg_dump_qp { /* 256 bytes */
+struct mg_dump_qp {		   /* 256 bytes */
 	uint32_t qpn, type, state; /* enum ibv_qp_type, enum ibv_qp_state */
 	uint32_t mstate;
 	uint32_t pd, send_cq, recv_cq, srq; /* handles; 0: none */
@@ -84,7 +89,7 @@ struct mg_dump_qp { /* 256 bytes */
 	uint32_t sport;
 	uint8_t local_gid[16], peer_gid[16];
 	uint8_t token[16], peer_token[16];
-	uint32_t una_psn; /* oldest unacknowledged request */
+	uint32_t una_psn;  /* oldest unacknowledged request */
 	uint32_t next_psn; /* next new request */
 	uint32_t epsn;	   /* responder: expected */
 	uint32_t msn;
@@ -96,7 +101,7 @@ struct mg_dump_qp { /* 256 bytes */
 	uint64_t rsv;
 } __attribute__((packed));
 
-struct mg_dump_resource { /* 40 bytes */
+struct mg_dump_resource {     /* 40 bytes */
 	uint32_t qpn, opcode; /* MG_OP_READ_REQ, MG_OP_CMP_SWAP, MG_OP_FETCH_ADD */
 	uint32_t first_psn, last_psn;
 	uint64_t va;

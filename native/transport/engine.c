@@ -34,8 +34,9 @@ struct mg_engine *mg_engine_create(const struct mg_config *cfg, const struct mg_
 {
 	struct mg_engine *e;
 
-	if (cfg->qpn_count < 4 || cfg->qpn_base > MG_QPN_MASK || cfg->qpn_count - 1 > MG_QPN_MASK - cfg->qpn_base ||
-	    cfg->max_path_mtu < 256 || cfg->max_path_mtu > 4096) {
+	if (cfg->qpn_count < 4 || cfg->qpn_base > MG_QPN_MASK ||
+	    cfg->qpn_count - 1 > MG_QPN_MASK - cfg->qpn_base || cfg->max_path_mtu < 256 ||
+	    cfg->max_path_mtu > 4096) {
 		errno = EINVAL;
 		return NULL;
 	}
@@ -76,7 +77,8 @@ uint32_t mg_engine_handle(struct mg_engine *e)
 {
 	do { /* wraps after 2^32 objects; 0 means none */
 		e->next_handle++;
-	} while (!e->next_handle || mg_idtab_get(&e->pds, e->next_handle) || mg_idtab_get(&e->cqs, e->next_handle));
+	} while (!e->next_handle || mg_idtab_get(&e->pds, e->next_handle) ||
+		 mg_idtab_get(&e->cqs, e->next_handle));
 	return e->next_handle;
 }
 

@@ -24,12 +24,12 @@
 typedef uint64_t mg_time; /* ns */
 #define MG_NEVER UINT64_MAX
 
-#define MG_MAX_SGE 16u	       /* per work request */
-#define MG_MAX_INLINE 1024u    /* bytes */
+#define MG_MAX_SGE 16u	    /* per work request */
+#define MG_MAX_INLINE 1024u /* bytes */
 #define MG_MAX_QP_WR 16384u
 #define MG_MAX_CQE 1048576u
 #define MG_MAX_RD_ATOMIC 128u
-#define MG_PKT_COPY 256u       /* payloads up to this are copied behind the headers */
+#define MG_PKT_COPY 256u /* payloads up to this are copied behind the headers */
 
 struct mg_addr {
 	uint8_t gid[16]; /* IPv4 as ::ffff:a.b.c.d */
@@ -52,10 +52,10 @@ struct mg_ops {
 };
 
 struct mg_config {
-	uint32_t qpn_base;   /* QPNs are drawn from [qpn_base, qpn_base + qpn_count), never 0 or 1 */
+	uint32_t qpn_base; /* QPNs are drawn from [qpn_base, qpn_base + qpn_count), never 0 or 1 */
 	uint32_t qpn_count;
-	struct mg_addr addr; /* our GID for RoCE (GID index 1 as the kernel lays them out) */
-	uint32_t slot;	     /* for the dump only */
+	struct mg_addr addr;   /* our GID for RoCE (GID index 1 as the kernel lays them out) */
+	uint32_t slot;	       /* for the dump only */
 	uint32_t max_path_mtu; /* bytes, 256..4096: what the link carries */
 };
 
@@ -68,7 +68,8 @@ struct mg_pd *mg_pd_create(struct mg_engine *e);
 int mg_pd_destroy(struct mg_pd *pd); /* EBUSY while used */
 
 /* `addr` is dereferenced only in [addr, addr+length). iova: the remote view of its start. */
-int mg_mr_create(struct mg_pd *pd, void *addr, size_t length, uint64_t iova, unsigned access, struct mg_mr **out);
+int mg_mr_create(struct mg_pd *pd, void *addr, size_t length, uint64_t iova, unsigned access,
+		 struct mg_mr **out);
 int mg_mr_destroy(struct mg_mr *mr);
 uint32_t mg_mr_lkey(const struct mg_mr *mr);
 uint32_t mg_mr_rkey(const struct mg_mr *mr);
@@ -107,7 +108,7 @@ uint32_t mg_qp_send_room(const struct mg_qp *qp); /* work requests that can be p
  */
 struct mg_pkt {
 	struct mg_addr src, dst;
-	uint16_t sport;	  /* host order; the destination port is MG_ROCE_PORT */
+	uint16_t sport; /* host order; the destination port is MG_ROCE_PORT */
 	uint8_t tclass;
 	uint8_t hop_limit;
 	uint8_t pad;
@@ -170,16 +171,16 @@ enum mg_counter {
 	MG_CNT_RNR_NAKS_TX,
 	MG_CNT_SEQ_NAKS_RX,
 	MG_CNT_SEQ_NAKS_TX,
-	MG_CNT_DUPLICATES,  /* requests received again */
+	MG_CNT_DUPLICATES, /* requests received again */
 	MG_CNT_RX_MALFORMED,
-	MG_CNT_RX_ICRC,	    /* counted by the caller through mg_count */
+	MG_CNT_RX_ICRC, /* counted by the caller through mg_count */
 	MG_CNT_RX_NO_QP,
 	MG_CNT_RX_BAD_SOURCE,
 	MG_CNT_NAK_STOPPED_RX,
 	MG_CNT_RESUMES_TX,
-	MG_CNT_RESUMES_RX,  /* accepted */
+	MG_CNT_RESUMES_RX,	/* accepted */
 	MG_CNT_RESUMES_REFUSED, /* wrong token, old epoch */
-	MG_CNT_TX_ERRORS,   /* the socket refused (caller) */
+	MG_CNT_TX_ERRORS,	/* the socket refused (caller) */
 	MG_CNT_MAX
 };
 extern const char *const mg_counter_name[MG_CNT_MAX]; /* snake_case, as in the dump's order */

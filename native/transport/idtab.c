@@ -37,7 +37,7 @@ int mg_idtab_put(struct mg_idtab *t, uint32_t key, void *val)
 {
 	if (!t->slot || (t->used + 1) * 2 > t->mask) {
 		uint32_t n = t->slot ? (t->mask + 1) * 2 : 16;
-		struct mg_idtab bigger = { calloc(n, sizeof(*t->slot)), n - 1, t->used };
+		struct mg_idtab bigger = {calloc(n, sizeof(*t->slot)), n - 1, t->used};
 
 		if (!bigger.slot)
 			return ENOMEM;
@@ -89,5 +89,5 @@ void *mg_idtab_next(const struct mg_idtab *t, uint32_t *it)
 void mg_idtab_free(struct mg_idtab *t)
 {
 	free(t->slot);
-	*t = (struct mg_idtab){ 0 };
+	*t = (struct mg_idtab){0};
 }

@@ -21,7 +21,7 @@ struct mg_idtab {
 	struct mg_identry {
 		uint32_t key;
 		void *val; /* NULL: free */
-	} *slot;
+	} * slot;
 	uint32_t mask; /* slots - 1; 0 with slot == NULL when empty */
 	uint32_t used;
 };
@@ -69,7 +69,7 @@ struct mg_cq {
 struct mg_window {
 	uint32_t cwnd;
 	uint32_t ssthresh;
-	uint32_t credit; /* acknowledged packets toward the next +1 */
+	uint32_t credit;  /* acknowledged packets toward the next +1 */
 	uint64_t recover; /* no second reduction until this extended PSN is acknowledged */
 };
 #define MG_WIN_MIN 4u
@@ -133,17 +133,17 @@ struct mg_resource {
 struct mg_responder {
 	uint32_t epsn;
 	uint32_t msn;
-	bool nak_sent;	  /* since epsn last moved: later packets are dropped in silence */
+	bool nak_sent; /* since epsn last moved: later packets are dropped in silence */
 	bool ack_pending;
-	bool ack_force;	  /* not to be held back by MG_TX_LAZY */
+	bool ack_force; /* not to be held back by MG_TX_LAZY */
 	uint8_t ack_count;
-	uint8_t nak;	  /* syndrome to send, 0: none; RNR syndromes too */
-	bool comm_est;	  /* IBV_EVENT_COMM_EST was raised */
-	uint8_t opcode;	  /* last one accepted of a message in progress; MG_RESP_IDLE else */
-	bool have_wqe;	  /* the head receive WQE belongs to the message in progress */
-	uint64_t wr_va;	  /* WRITE in progress */
+	uint8_t nak;	/* syndrome to send, 0: none; RNR syndromes too */
+	bool comm_est;	/* IBV_EVENT_COMM_EST was raised */
+	uint8_t opcode; /* last one accepted of a message in progress; MG_RESP_IDLE else */
+	bool have_wqe;	/* the head receive WQE belongs to the message in progress */
+	uint64_t wr_va; /* WRITE in progress */
 	uint32_t wr_rkey, wr_left;
-	uint32_t offset;  /* SEND in progress: bytes placed */
+	uint32_t offset; /* SEND in progress: bytes placed */
 	struct mg_resource *res;
 	uint32_t n_res, res_next;
 	struct mg_job *jobs; /* ring of n_jobs */
@@ -152,24 +152,24 @@ struct mg_responder {
 #define MG_RESP_IDLE 0xff
 
 struct mg_requester {
-	uint64_t una;  /* oldest unacknowledged */
-	uint64_t snd;  /* next to transmit */
-	uint64_t max;  /* one past the highest ever transmitted */
-	uint64_t end;  /* next to assign to a posted request */
+	uint64_t una;		  /* oldest unacknowledged */
+	uint64_t snd;		  /* next to transmit */
+	uint64_t max;		  /* one past the highest ever transmitted */
+	uint64_t end;		  /* next to assign to a posted request */
 	uint32_t head, cur, tail; /* free-running WQE indices: oldest, holding snd, next free */
 	struct mg_window win;
 	uint64_t *reads; /* ring: extended PSN one past each outstanding READ request */
 	uint32_t n_reads, read_head, read_fill;
 	uint32_t read_chunk; /* packets one READ request may ask for */
 	uint8_t retry_left, rnr_left;
-	bool probing;	/* send one packet only, until something comes back */
+	bool probing; /* send one packet only, until something comes back */
 	bool probe_credit;
 	uint64_t gap_recover; /* no second go-back for implied loss below this */
-	mg_time rnr_until; /* 0: not waiting */
-	mg_time ack_since; /* last progress or first transmission since; 0: nothing in flight */
-	mg_time soft_at;   /* next soft retransmission */
+	mg_time rnr_until;    /* 0: not waiting */
+	mg_time ack_since;    /* last progress or first transmission since; 0: nothing in flight */
+	mg_time soft_at;      /* next soft retransmission */
 	uint64_t soft_rto;
-	uint64_t srtt; /* ns, 0 unknown */
+	uint64_t srtt;	  /* ns, 0 unknown */
 	uint64_t rtt_psn; /* extended PSN being timed */
 	mg_time rtt_sent; /* 0: none */
 };
@@ -182,7 +182,7 @@ struct mg_migration {
 	uint32_t peer_epoch;
 	uint8_t announce_left;
 	bool send_announce, send_token, send_token_ack, send_resume, send_resume_ack;
-	uint32_t ack_epoch; /* to echo in RESUME_ACK */
+	uint32_t ack_epoch;				    /* to echo in RESUME_ACK */
 	mg_time announce_at, token_at, resume_at, probe_at; /* MG_NEVER: off */
 	uint64_t announce_gap, token_gap, resume_gap, probe_gap;
 	mg_time last_heard; /* of a paused or resuming connection */
@@ -292,18 +292,19 @@ uint8_t *mg_mr_map(struct mg_pd *pd, uint32_t key, uint64_t va, uint64_t len, un
 /* sge.c: a message's bytes [offset, offset+len) in its scatter/gather list */
 int mg_sge_gather(struct mg_pd *pd, const struct ibv_sge *sge, uint32_t n_sge, uint32_t offset, uint32_t len,
 		  struct mg_pkt *p); /* fills p->iov; EFAULT: a bad lkey or range */
-int mg_sge_scatter(struct mg_pd *pd, const struct ibv_sge *sge, uint32_t n_sge, uint32_t offset, const uint8_t *data,
-		   uint32_t len); /* EFAULT as above, EMSGSIZE: the list is too short */
+int mg_sge_scatter(struct mg_pd *pd, const struct ibv_sge *sge, uint32_t n_sge, uint32_t offset,
+		   const uint8_t *data, uint32_t len); /* EFAULT as above, EMSGSIZE: the list is too short */
 
 /* cq.c */
 void mg_cq_push(struct mg_cq *cq, const struct ibv_wc *wc, bool solicited);
 
 /* qp.c */
-void mg_qp_error(struct mg_qp *qp); /* to ERR: everything queued is flushed */
+void mg_qp_error(struct mg_qp *qp);			       /* to ERR: everything queued is flushed */
 void mg_qp_fatal(struct mg_qp *qp, enum ibv_event_type event); /* the same, and an async event */
-void mg_qp_deadline(struct mg_qp *qp); /* recompute and arm the QP's timer */
+void mg_qp_deadline(struct mg_qp *qp);			       /* recompute and arm the QP's timer */
 void mg_qp_timer(struct mg_qp *qp, mg_time now);
-void mg_qp_hdrs(const struct mg_qp *qp, uint8_t opcode, uint32_t psn, struct mg_hdrs *h); /* what all packets share */
+void mg_qp_hdrs(const struct mg_qp *qp, uint8_t opcode, uint32_t psn,
+		struct mg_hdrs *h); /* what all packets share */
 /* Finish *p from *h and the payload pieces already in p->iov (n_iov pieces, n bytes). */
 void mg_pkt_finish(struct mg_qp *qp, struct mg_pkt *p, struct mg_hdrs *h, uint32_t n);
 
@@ -320,14 +321,14 @@ void mg_req_reset(struct mg_qp *qp);
 mg_time mg_req_deadline(const struct mg_qp *qp);
 void mg_req_timer(struct mg_qp *qp, mg_time now);
 uint64_t mg_req_ack_timeout(const struct mg_qp *qp); /* ns, 0: none */
-uint64_t mg_req_soft_base(const struct mg_qp *qp); /* ns until the first soft retransmission */
-void mg_req_restart(struct mg_qp *qp, mg_time now); /* go back with fresh retry counters and timers */
+uint64_t mg_req_soft_base(const struct mg_qp *qp);   /* ns until the first soft retransmission */
+void mg_req_restart(struct mg_qp *qp, mg_time now);  /* go back with fresh retry counters and timers */
 
 /* completer.c */
 void mg_comp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h);
-void mg_comp_advance(struct mg_qp *qp); /* complete what lies below una */
+void mg_comp_advance(struct mg_qp *qp);				 /* complete what lies below una */
 bool mg_comp_ack_to(struct mg_qp *qp, mg_time now, uint64_t to); /* false: READ data below `to` is missing */
-void mg_comp_fail(struct mg_qp *qp, enum ibv_wc_status status); /* the oldest request fails; QP to ERR */
+void mg_comp_fail(struct mg_qp *qp, enum ibv_wc_status status);	 /* the oldest request fails; QP to ERR */
 
 /* responder.c */
 void mg_resp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h);

@@ -185,14 +185,13 @@ void mg_mig_rx(struct mg_qp *qp, mg_time now, const struct mg_rx *meta, const st
 	const struct mg_meh *meh = &h->meh;
 	bool from_peer = memcmp(meta->src.gid, qp->peer.gid, 16) == 0;
 
-	if (meh->version != 1 || meh->src_qpn != qp->peer_qpn || mg_gid_is_v4(meh->gid) != mg_gid_is_v4(qp->peer.gid)) {
+	if (meh->version != 1 || meh->src_qpn != qp->peer_qpn ||
+	    mg_gid_is_v4(meh->gid) != mg_gid_is_v4(qp->peer.gid)) {
 		qp->e->counters[MG_CNT_RX_MALFORMED]++;
 		return;
 	}
 	switch (h->opcode) {
-	case MG_OP_RESUME:
-		rx_resume(qp, now, meta, meh);
-		return;
+	case MG_OP_RESUME: rx_resume(qp, now, meta, meh); return;
 	case MG_OP_RESUME_ACK:
 		if (!m->resuming || meh->epoch != qp->e->epoch ||
 		    !(m->have_peer_token ? same_token(meh->token, m->peer_token) : from_peer))
@@ -232,7 +231,7 @@ static void build(struct mg_qp *qp, uint8_t opcode, uint32_t epoch, const uint8_
 	struct mg_hdrs h;
 
 	mg_qp_hdrs(qp, opcode, 0, &h);
-	h.meh = (struct mg_meh){ .version = 1, .src_qpn = qp->qpn, .epoch = epoch, .psn = qp->resp.epsn };
+	h.meh = (struct mg_meh){.version = 1, .src_qpn = qp->qpn, .epoch = epoch, .psn = qp->resp.epsn};
 	memcpy(h.meh.token, token, 16);
 	memcpy(h.meh.gid, qp->local.gid, 16);
 	p->n_iov = 0;

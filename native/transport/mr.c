@@ -29,7 +29,8 @@ int mg_pd_destroy(struct mg_pd *pd)
 	return 0;
 }
 
-int mg_mr_create(struct mg_pd *pd, void *addr, size_t length, uint64_t iova, unsigned access, struct mg_mr **out)
+int mg_mr_create(struct mg_pd *pd, void *addr, size_t length, uint64_t iova, unsigned access,
+		 struct mg_mr **out)
 {
 	const unsigned known = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ |
 			       IBV_ACCESS_REMOTE_ATOMIC | IBV_ACCESS_MW_BIND | IBV_ACCESS_RELAXED_ORDERING |
@@ -41,14 +42,15 @@ int mg_mr_create(struct mg_pd *pd, void *addr, size_t length, uint64_t iova, uns
 	if (access & ~known & ~(unsigned)IBV_ACCESS_OPTIONAL_RANGE)
 		return EOPNOTSUPP;
 	/* IBA 10.6.3.1: remote write and atomic need local write. */
-	if ((access & (IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC)) && !(access & IBV_ACCESS_LOCAL_WRITE))
+	if ((access & (IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC)) &&
+	    !(access & IBV_ACCESS_LOCAL_WRITE))
 		return EINVAL;
 	if (length && ((uintptr_t)addr + length - 1 < (uintptr_t)addr || iova + length - 1 < iova))
 		return EINVAL;
 	mr = calloc(1, sizeof(*mr));
 	if (!mr)
 		return ENOMEM;
-	*mr = (struct mg_mr){ .pd = pd, .addr = addr, .iova = iova, .length = length, .access = access };
+	*mr = (struct mg_mr){.pd = pd, .addr = addr, .iova = iova, .length = length, .access = access};
 	do { /* random, so that a key tells nothing about the next one; 0 stays unused */
 		e->ops->random(e->arg, &mr->key, sizeof(mr->key));
 	} while (!mr->key || mg_idtab_get(&e->mrs, mr->key));

@@ -54,7 +54,8 @@ static void fill_send(struct mg_qp *qp, struct mg_swqe *w, const struct ibv_send
 
 		for (int i = 0; i < wr->num_sge; i++) {
 			if (wr->sg_list[i].length)
-				memcpy(to, (const void *)(uintptr_t)wr->sg_list[i].addr, wr->sg_list[i].length);
+				memcpy(to, (const void *)(uintptr_t)wr->sg_list[i].addr,
+				       wr->sg_list[i].length);
 			to += wr->sg_list[i].length;
 		}
 		w->n_sge = 0;
@@ -102,8 +103,8 @@ int mg_post_recv(struct mg_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **
 		struct mg_rwqe *w;
 		uint64_t length = 0;
 
-		if (qp->state == IBV_QPS_RESET || wr->num_sge < 0 || (uint32_t)wr->num_sge > qp->cap.max_recv_sge ||
-		    (wr->num_sge && !wr->sg_list))
+		if (qp->state == IBV_QPS_RESET || wr->num_sge < 0 ||
+		    (uint32_t)wr->num_sge > qp->cap.max_recv_sge || (wr->num_sge && !wr->sg_list))
 			err = EINVAL;
 		else if (qp->rq_tail - qp->rq_head >= qp->cap.max_recv_wr)
 			err = ENOMEM;

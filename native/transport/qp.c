@@ -22,8 +22,11 @@ static int alloc_queues(struct mg_qp *qp)
 		data = qp->cap.max_inline_data;
 	qp->sq_size = pow2_at_least(qp->cap.max_send_wr ? qp->cap.max_send_wr : 1);
 	qp->rq_size = pow2_at_least(qp->cap.max_recv_wr ? qp->cap.max_recv_wr : 1);
-	qp->sq_stride = (uint32_t)((offsetof(struct mg_swqe, u) + data + sizeof(struct ibv_sge) + 15) & ~15ul);
-	qp->rq_stride = (uint32_t)((sizeof(struct mg_rwqe) + qp->cap.max_recv_sge * sizeof(struct ibv_sge) + 15) & ~15ul);
+	qp->sq_stride =
+		(uint32_t)((offsetof(struct mg_swqe, u) + data + sizeof(struct ibv_sge) + 15) & ~15ul);
+	qp->rq_stride =
+		(uint32_t)((sizeof(struct mg_rwqe) + qp->cap.max_recv_sge * sizeof(struct ibv_sge) + 15) &
+			   ~15ul);
 	qp->sq = calloc(qp->sq_size, qp->sq_stride);
 	qp->rq = calloc(qp->rq_size, qp->rq_stride);
 	return qp->sq && qp->rq ? 0 : ENOMEM;
@@ -43,8 +46,8 @@ static int draw_qpn(struct mg_engine *e, uint32_t *qpn)
 	return ENOMEM;
 }
 
-int mg_qp_create(struct mg_pd *pd, struct mg_cq *send_cq, struct mg_cq *recv_cq, struct ibv_qp_init_attr_ex *attr,
-		 void *owner, struct mg_qp **out)
+int mg_qp_create(struct mg_pd *pd, struct mg_cq *send_cq, struct mg_cq *recv_cq,
+		 struct ibv_qp_init_attr_ex *attr, void *owner, struct mg_qp **out)
 {
 	struct mg_engine *e = pd->e;
 	struct mg_qp *qp;
@@ -61,9 +64,17 @@ int mg_qp_create(struct mg_pd *pd, struct mg_cq *send_cq, struct mg_cq *recv_cq,
 	qp = calloc(1, sizeof(*qp));
 	if (!qp)
 		return ENOMEM;
-	*qp = (struct mg_qp){ .e = e, .pd = pd, .send_cq = send_cq, .recv_cq = recv_cq, .owner = owner,
-			      .state = IBV_QPS_RESET, .type = attr->qp_type, .cap = attr->cap,
-			      .sq_sig_all = attr->sq_sig_all, .timer = MG_NEVER, .local = e->cfg.addr };
+	*qp = (struct mg_qp){.e = e,
+			     .pd = pd,
+			     .send_cq = send_cq,
+			     .recv_cq = recv_cq,
+			     .owner = owner,
+			     .state = IBV_QPS_RESET,
+			     .type = attr->qp_type,
+			     .cap = attr->cap,
+			     .sq_sig_all = attr->sq_sig_all,
+			     .timer = MG_NEVER,
+			     .local = e->cfg.addr};
 	err = alloc_queues(qp);
 	if (!err)
 		err = mg_heap_reserve(e, e->qps.used + 1);
@@ -129,9 +140,11 @@ void *mg_qp_owner(const struct mg_qp *qp)
 /* ---- transitions (IBA 11.2.5.2, table 91; as ibv_modify_qp(3) lists them for RC) ---------- */
 
 #define INIT_MASK (IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS)
-#define RTR_MASK (IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC | \
-		  IBV_QP_MIN_RNR_TIMER)
-#define RTS_MASK (IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC)
+#define RTR_MASK                                                                                     \
+	(IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC | \
+	 IBV_QP_MIN_RNR_TIMER)
+#define RTS_MASK \
+	(IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC)
 #define ALT_MASK (IBV_QP_ALT_PATH | IBV_QP_PATH_MIG_STATE)
 #define LIVE_MASK (IBV_QP_CUR_STATE | IBV_QP_ACCESS_FLAGS | IBV_QP_MIN_RNR_TIMER | ALT_MASK)
 
@@ -139,16 +152,16 @@ static const struct transition {
 	enum ibv_qp_state from, to;
 	int required, optional;
 } transitions[] = {
-	{ IBV_QPS_RESET, IBV_QPS_INIT, INIT_MASK, 0 },
-	{ IBV_QPS_INIT, IBV_QPS_INIT, 0, INIT_MASK },
-	{ IBV_QPS_INIT, IBV_QPS_RTR, RTR_MASK, IBV_QP_ACCESS_FLAGS | IBV_QP_PKEY_INDEX | ALT_MASK },
-	{ IBV_QPS_RTR, IBV_QPS_RTS, RTS_MASK, LIVE_MASK },
-	{ IBV_QPS_RTS, IBV_QPS_RTS, 0, LIVE_MASK },
-	{ IBV_QPS_RTS, IBV_QPS_SQD, 0, IBV_QP_EN_SQD_ASYNC_NOTIFY },
-	{ IBV_QPS_SQD, IBV_QPS_RTS, 0, LIVE_MASK },
-	{ IBV_QPS_SQD, IBV_QPS_SQD, 0,
-	  LIVE_MASK | IBV_QP_PKEY_INDEX | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_AV |
-		  IBV_QP_MAX_QP_RD_ATOMIC | IBV_QP_MAX_DEST_RD_ATOMIC },
+	{IBV_QPS_RESET, IBV_QPS_INIT, INIT_MASK, 0},
+	{IBV_QPS_INIT, IBV_QPS_INIT, 0, INIT_MASK},
+	{IBV_QPS_INIT, IBV_QPS_RTR, RTR_MASK, IBV_QP_ACCESS_FLAGS | IBV_QP_PKEY_INDEX | ALT_MASK},
+	{IBV_QPS_RTR, IBV_QPS_RTS, RTS_MASK, LIVE_MASK},
+	{IBV_QPS_RTS, IBV_QPS_RTS, 0, LIVE_MASK},
+	{IBV_QPS_RTS, IBV_QPS_SQD, 0, IBV_QP_EN_SQD_ASYNC_NOTIFY},
+	{IBV_QPS_SQD, IBV_QPS_RTS, 0, LIVE_MASK},
+	{IBV_QPS_SQD, IBV_QPS_SQD, 0,
+	 LIVE_MASK | IBV_QP_PKEY_INDEX | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_AV |
+		 IBV_QP_MAX_QP_RD_ATOMIC | IBV_QP_MAX_DEST_RD_ATOMIC},
 };
 
 static int check_transition(enum ibv_qp_state from, enum ibv_qp_state to, int mask)
@@ -160,7 +173,9 @@ static int check_transition(enum ibv_qp_state from, enum ibv_qp_state to, int ma
 		const struct transition *t = &transitions[i];
 
 		if (t->from == from && t->to == to)
-			return (mask & t->required) != t->required || mask & ~(t->required | t->optional) ? EINVAL : 0;
+			return (mask & t->required) != t->required || mask & ~(t->required | t->optional)
+				       ? EINVAL
+				       : 0;
 	}
 	return EINVAL;
 }
@@ -177,8 +192,8 @@ static int check_attr(const struct mg_qp *qp, const struct ibv_qp_attr *a, int m
 				       (128u << a->path_mtu) > e->cfg.max_path_mtu))
 		return EINVAL;
 	/* RoCE routes by GID: there is always a GRH, and its address family must be ours. */
-	if (mask & IBV_QP_AV && (!a->ah_attr.is_global || mg_gid_is_v4(a->ah_attr.grh.dgid.raw) !=
-								    mg_gid_is_v4(e->cfg.addr.gid)))
+	if (mask & IBV_QP_AV &&
+	    (!a->ah_attr.is_global || mg_gid_is_v4(a->ah_attr.grh.dgid.raw) != mg_gid_is_v4(e->cfg.addr.gid)))
 		return EINVAL;
 	if (mask & IBV_QP_DEST_QPN && (a->dest_qp_num < 2 || a->dest_qp_num > MG_QPN_MASK))
 		return EINVAL;
@@ -284,11 +299,11 @@ static void reset(struct mg_qp *qp)
 	mg_req_reset(qp);
 	mg_resp_reset(qp);
 	qp->rq_head = qp->rq_tail = 0;
-	qp->attr = (struct ibv_qp_attr){ 0 };
+	qp->attr = (struct ibv_qp_attr){0};
 	qp->state = IBV_QPS_RESET;
 	/* The token stays with the number: a peer that learned it may still hold it. */
-	struct mg_migration fresh = { .announce_at = MG_NEVER, .token_at = MG_NEVER, .resume_at = MG_NEVER,
-				      .probe_at = MG_NEVER };
+	struct mg_migration fresh = {
+		.announce_at = MG_NEVER, .token_at = MG_NEVER, .resume_at = MG_NEVER, .probe_at = MG_NEVER};
 	memcpy(fresh.token, qp->mig.token, sizeof(fresh.token));
 	qp->mig = fresh;
 }
@@ -339,7 +354,8 @@ int mg_qp_query(struct mg_qp *qp, struct ibv_qp_attr *attr, int mask, struct ibv
 	attr->sq_draining = qp->state == IBV_QPS_SQD && qp->req.una != qp->req.snd;
 	memcpy(attr->ah_attr.grh.dgid.raw, qp->peer.gid, 16);
 	if (init) {
-		*init = (struct ibv_qp_init_attr){ .cap = qp->cap, .qp_type = qp->type, .sq_sig_all = qp->sq_sig_all };
+		*init = (struct ibv_qp_init_attr){
+			.cap = qp->cap, .qp_type = qp->type, .sq_sig_all = qp->sq_sig_all};
 	}
 	return 0;
 }
@@ -394,8 +410,11 @@ void mg_qp_timer(struct mg_qp *qp, mg_time now)
 
 void mg_qp_hdrs(const struct mg_qp *qp, uint8_t opcode, uint32_t psn, struct mg_hdrs *h)
 {
-	*h = (struct mg_hdrs){ .opcode = opcode, .capable = true, .pkey = MG_PKEY_DEFAULT,
-			       .dest_qpn = qp->peer_qpn, .psn = psn & MG_PSN_MASK };
+	*h = (struct mg_hdrs){.opcode = opcode,
+			      .capable = true,
+			      .pkey = MG_PKEY_DEFAULT,
+			      .dest_qpn = qp->peer_qpn,
+			      .psn = psn & MG_PSN_MASK};
 }
 
 void mg_pkt_finish(struct mg_qp *qp, struct mg_pkt *p, struct mg_hdrs *h, uint32_t n)

@@ -23,7 +23,7 @@ void mg_req_reset(struct mg_qp *qp)
 	struct mg_requester *r = &qp->req;
 	uint64_t *reads = r->reads;
 
-	*r = (struct mg_requester){ .reads = reads, .soft_rto = SOFT_MIN };
+	*r = (struct mg_requester){.reads = reads, .soft_rto = SOFT_MIN};
 	mg_window_init(&r->win);
 }
 
@@ -71,8 +71,9 @@ void mg_req_flush(struct mg_qp *qp)
 	struct mg_requester *r = &qp->req;
 
 	for (; r->head != r->tail; r->head++) {
-		struct ibv_wc wc = { .wr_id = mg_sq_at(qp, r->head)->wr_id, .status = IBV_WC_WR_FLUSH_ERR,
-				     .qp_num = qp->qpn };
+		struct ibv_wc wc = {.wr_id = mg_sq_at(qp, r->head)->wr_id,
+				    .status = IBV_WC_WR_FLUSH_ERR,
+				    .qp_num = qp->qpn};
 
 		mg_cq_push(qp->send_cq, &wc, false);
 	}
@@ -87,7 +88,8 @@ static uint8_t data_opcode(const struct mg_swqe *w, bool first, bool last)
 {
 	bool write = w->opcode == IBV_WR_RDMA_WRITE || w->opcode == IBV_WR_RDMA_WRITE_WITH_IMM;
 	bool imm = w->opcode == IBV_WR_SEND_WITH_IMM || w->opcode == IBV_WR_RDMA_WRITE_WITH_IMM;
-	uint8_t base = write ? MG_OP_WRITE_FIRST : MG_OP_SEND_FIRST; /* FIRST MIDDLE LAST LAST_IMM ONLY ONLY_IMM */
+	uint8_t base =
+		write ? MG_OP_WRITE_FIRST : MG_OP_SEND_FIRST; /* FIRST MIDDLE LAST LAST_IMM ONLY ONLY_IMM */
 
 	if (first && last)
 		return (uint8_t)(base + 4 + imm);
@@ -108,7 +110,8 @@ static int build_data(struct mg_qp *qp, struct mg_swqe *w, bool ackreq, struct m
 	p->n_iov = 0;
 	if (w->flags & MG_WQE_INLINE) {
 		if (n)
-			p->iov[p->n_iov++] = (struct iovec){ .iov_base = w->u.inline_data + offset, .iov_len = n };
+			p->iov[p->n_iov++] =
+				(struct iovec){.iov_base = w->u.inline_data + offset, .iov_len = n};
 	} else if (n && mg_sge_gather(qp->pd, w->u.sge, w->n_sge, offset, n, p)) {
 		return IBV_WC_LOC_PROT_ERR;
 	}

@@ -21,8 +21,8 @@ void mg_resp_reset(struct mg_qp *qp)
 	struct mg_job *jobs = r->jobs;
 	uint32_t n_res = r->n_res, n_jobs = r->n_jobs;
 
-	*r = (struct mg_responder){ .res = res, .jobs = jobs, .n_res = n_res, .n_jobs = n_jobs,
-				    .opcode = MG_RESP_IDLE };
+	*r = (struct mg_responder){
+		.res = res, .jobs = jobs, .n_res = n_res, .n_jobs = n_jobs, .opcode = MG_RESP_IDLE};
 	for (uint32_t i = 0; i < n_res; i++)
 		res[i].opcode = 0;
 }
@@ -60,7 +60,7 @@ void mg_resp_flush(struct mg_qp *qp)
 	struct mg_responder *r = &qp->resp;
 
 	for (; qp->rq_head != qp->rq_tail; qp->rq_head++) {
-		struct ibv_wc wc = { .wr_id = mg_rq_at(qp, qp->rq_head)->wr_id, .status = IBV_WC_WR_FLUSH_ERR };
+		struct ibv_wc wc = {.wr_id = mg_rq_at(qp, qp->rq_head)->wr_id, .status = IBV_WC_WR_FLUSH_ERR};
 
 		push_recv(qp, &wc, false);
 	}
@@ -83,12 +83,13 @@ static void nak(struct mg_qp *qp, uint8_t syndrome)
  * receive request in use completes with it first. */
 static void refuse(struct mg_qp *qp, uint8_t syndrome, enum ibv_wc_status status)
 {
-	enum ibv_event_type event = syndrome == MG_NAK_REM_ACCESS ? IBV_EVENT_QP_ACCESS_ERR :
-				    syndrome == MG_NAK_INVALID_REQ ? IBV_EVENT_QP_REQ_ERR : IBV_EVENT_QP_FATAL;
+	enum ibv_event_type event = syndrome == MG_NAK_REM_ACCESS    ? IBV_EVENT_QP_ACCESS_ERR
+				    : syndrome == MG_NAK_INVALID_REQ ? IBV_EVENT_QP_REQ_ERR
+								     : IBV_EVENT_QP_FATAL;
 
 	if (status != IBV_WC_SUCCESS && qp->rq_head != qp->rq_tail) {
-		struct ibv_wc wc = { .wr_id = mg_rq_at(qp, qp->rq_head)->wr_id, .status = status,
-				     .opcode = IBV_WC_RECV };
+		struct ibv_wc wc = {
+			.wr_id = mg_rq_at(qp, qp->rq_head)->wr_id, .status = status, .opcode = IBV_WC_RECV};
 
 		qp->rq_head++;
 		push_recv(qp, &wc, false);
@@ -152,8 +153,10 @@ static void accepted(struct mg_qp *qp, const struct mg_hdrs *h, uint32_t n_psn)
 
 static void recv_done(struct mg_qp *qp, const struct mg_hdrs *h, enum ibv_wc_opcode opcode, uint32_t bytes)
 {
-	struct ibv_wc wc = { .wr_id = mg_rq_at(qp, qp->rq_head)->wr_id, .status = IBV_WC_SUCCESS, .opcode = opcode,
-			     .byte_len = bytes };
+	struct ibv_wc wc = {.wr_id = mg_rq_at(qp, qp->rq_head)->wr_id,
+			    .status = IBV_WC_SUCCESS,
+			    .opcode = opcode,
+			    .byte_len = bytes};
 
 	if (h->mask & MG_H_IMM) {
 		wc.wc_flags = IBV_WC_WITH_IMM;
@@ -235,9 +238,11 @@ static void add_job(struct mg_qp *qp, uint32_t psn, uint32_t last_psn, const str
 {
 	struct mg_responder *r = &qp->resp;
 
-	r->jobs[(r->job_head + r->job_fill++) % r->n_jobs] = (struct mg_job){
-		.psn = psn, .last_psn = last_psn, .va = h->reth.va, .rkey = h->reth.rkey, .left = h->reth.length
-	};
+	r->jobs[(r->job_head + r->job_fill++) % r->n_jobs] = (struct mg_job){.psn = psn,
+									     .last_psn = last_psn,
+									     .va = h->reth.va,
+									     .rkey = h->reth.rkey,
+									     .left = h->reth.length};
 	mg_qp_ready(qp);
 }
 
@@ -263,9 +268,12 @@ static void rx_read(struct mg_qp *qp, const struct mg_hdrs *h)
 		refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
 		return;
 	}
-	r->res[r->res_next] = (struct mg_resource){ .first_psn = h->psn, .last_psn = last, .va = h->reth.va,
-						    .rkey = h->reth.rkey, .length = h->reth.length,
-						    .opcode = h->opcode };
+	r->res[r->res_next] = (struct mg_resource){.first_psn = h->psn,
+						   .last_psn = last,
+						   .va = h->reth.va,
+						   .rkey = h->reth.rkey,
+						   .length = h->reth.length,
+						   .opcode = h->opcode};
 	r->res_next = (r->res_next + 1) % r->n_res;
 	add_job(qp, h->psn, last, h);
 	accepted(qp, h, n);
@@ -332,7 +340,7 @@ void mg_resp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h)
 	}
 	if (r->nak && (r->nak & MG_AETH_KIND) == MG_AETH_RNR)
 		return; /* the RNR NAK about this very packet has not gone out yet */
-	r->nak = 0; /* a sequence NAK that is no longer true */
+	r->nak = 0;	/* a sequence NAK that is no longer true */
 	if (!sequence_ok(r, h) || !length_ok(qp, h)) {
 		refuse(qp, MG_NAK_INVALID_REQ, r->have_wqe ? IBV_WC_LOC_QP_OP_ERR : IBV_WC_SUCCESS);
 		return;
@@ -365,13 +373,17 @@ static bool tx_read(struct mg_qp *qp, struct mg_pkt *p)
 		refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
 		return false;
 	}
-	mg_qp_hdrs(qp, first && last ? MG_OP_READ_RESP_ONLY : last ? MG_OP_READ_RESP_LAST :
-		   first ? MG_OP_READ_RESP_FIRST : MG_OP_READ_RESP_MIDDLE, j->psn, &h);
+	mg_qp_hdrs(qp,
+		   first && last ? MG_OP_READ_RESP_ONLY
+		   : last	 ? MG_OP_READ_RESP_LAST
+		   : first	 ? MG_OP_READ_RESP_FIRST
+				 : MG_OP_READ_RESP_MIDDLE,
+		   j->psn, &h);
 	h.aeth.syndrome = MG_AETH_ACK;
 	h.aeth.msn = r->msn;
 	p->n_iov = 0;
 	if (n)
-		p->iov[p->n_iov++] = (struct iovec){ .iov_base = from, .iov_len = n };
+		p->iov[p->n_iov++] = (struct iovec){.iov_base = from, .iov_len = n};
 	mg_pkt_finish(qp, p, &h, n);
 	j->started = true;
 	j->va += n;

@@ -19,15 +19,15 @@ int mg_sge_gather(struct mg_pd *pd, const struct ibv_sge *sge, uint32_t n_sge, u
 		at = mg_mr_map(pd, sge[i].lkey, sge[i].addr + offset, n, 0);
 		if (!at)
 			return EFAULT;
-		p->iov[p->n_iov++] = (struct iovec){ .iov_base = at, .iov_len = n };
+		p->iov[p->n_iov++] = (struct iovec){.iov_base = at, .iov_len = n};
 		offset = 0;
 		len -= n;
 	}
 	return len ? EFAULT : 0;
 }
 
-int mg_sge_scatter(struct mg_pd *pd, const struct ibv_sge *sge, uint32_t n_sge, uint32_t offset, const uint8_t *data,
-		   uint32_t len)
+int mg_sge_scatter(struct mg_pd *pd, const struct ibv_sge *sge, uint32_t n_sge, uint32_t offset,
+		   const uint8_t *data, uint32_t len)
 {
 	for (uint32_t i = 0; i < n_sge && len; i++) {
 		uint32_t n;

@@ -8,7 +8,7 @@
 
 void mg_window_init(struct mg_window *w)
 {
-	*w = (struct mg_window){ .cwnd = MG_WIN_INIT, .ssthresh = MG_WIN_MAX };
+	*w = (struct mg_window){.cwnd = MG_WIN_INIT, .ssthresh = MG_WIN_MAX};
 }
 
 /* `limited`: the window, not the application, held the sender back. */
