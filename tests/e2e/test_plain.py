@@ -91,7 +91,8 @@ def users_bundle(directory: Path, netns: str | None) -> Path:
     subprocess.run(["runc", "spec"], cwd=directory, check=True)
     config = json.loads((directory / "config.json").read_text())
     config["process"]["terminal"] = False
-    config["process"]["args"] = ["sh", "-c", "i=0; while :; do i=$((i+1)); echo $i >/c; mv /c /count; sleep 0.01; done"]
+    count = "i=0; while :; do i=$((i+1)); echo $i >/c; mv /c /count; sleep 0.01; done"
+    config["process"]["args"] = ["sh", "-c", count]
     config["root"] = {"path": "rootfs", "readonly": False}
     for host in ("/usr", "/bin", "/lib", "/lib64", "/etc"):
         (directory / "rootfs" / host[1:]).mkdir(parents=True)
