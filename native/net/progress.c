@@ -19,10 +19,10 @@
 #include <unistd.h>
 
 #define MG_THREAD_STACK (1u << 20)
-#define MG_BUSY_RETRY_NS 50000u /* somebody else has the lock */
-#define MG_SERVE_NS 500000u	/* between looks at the agent and the wake-up call */
-#define MG_SPIN_NS 30000u	/* a sleep shorter than this costs more than it saves */
-#define MG_LET_IN_ROUNDS 500u
+#define MG_BUSY_RETRY_NS 50000u	 /* somebody else has the lock */
+#define MG_SERVE_NS 500000u	 /* between looks at the agent and the wake-up call */
+#define MG_SPIN_NS 30000u	 /* a sleep shorter than this costs more than it saves */
+#define MG_LET_IN_NS 2000000000u /* a machine with thirty spinning processes needs a while */
 
 mg_time mg_now(void)
 {
@@ -34,16 +34,17 @@ mg_time mg_now(void)
 
 void mg_device_let_in(struct mg_device *dev)
 {
-	const struct timespec moment = {.tv_nsec = 20000};
+	struct timespec moment = {.tv_nsec = 20000};
+	mg_time end = mg_now() + MG_LET_IN_NS;
 
 	/*
 	 * Bounded: a thread that died or was stopped by a debugger must not stop us. Sleep, not
 	 * sched_yield: some kernels take a whole time slice for each yield and let us starve later.
 	 */
-	for (unsigned i = 0; i < MG_LET_IN_ROUNDS; i++) {
-		if (!atomic_load_explicit(&dev->lock_wanted, memory_order_relaxed))
-			return;
+	while (atomic_load_explicit(&dev->lock_wanted, memory_order_relaxed) && mg_now() < end) {
 		nanosleep(&moment, NULL);
+		if (moment.tv_nsec < 1000000)
+			moment.tv_nsec *= 2;
 	}
 }
 
@@ -211,7 +212,10 @@ static void *run(void *arg)
 
 		control = mg_control_run(dev, now, agent);
 		t.away = polling(dev, now);
-		if (t.away) {
+		if (!mg_net_open(dev->net)) {
+			/* Stopped: the agent is all there is to wait for. */
+			until = MG_NEVER;
+		} else if (t.away) {
 			until = now + t.nap;
 			t.nap = t.nap * 2 < MG_NAP_MAX_NS ? t.nap * 2 : MG_NAP_MAX_NS;
 			atomic_store(&dev->net->napping, true);

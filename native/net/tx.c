@@ -29,9 +29,13 @@ struct builder {
 	size_t iov;   /* entries used */
 };
 
+/*
+ * Processes behind one address are told apart by the destination QPN's top six bits, and the kernel
+ * looks at a train's first packet only: all must be for the same process.
+ */
 static bool same_train(const struct mg_pkt *a, const struct mg_pkt *b)
 {
-	return a->tclass == b->tclass && a->hop_limit == b->hop_limit &&
+	return a->tclass == b->tclass && a->hop_limit == b->hop_limit && !((a->hdr[5] ^ b->hdr[5]) >> 2) &&
 	       !memcmp(&a->dst, &b->dst, sizeof(a->dst)) && !memcmp(&a->src, &b->src, sizeof(a->src));
 }
 

@@ -2,7 +2,7 @@
 /*
  * mgtool.c - the device without the verbs layer, driven by lines on stdin (tests/native/tool.py).
  *
- * One QP, one CQ, one buffer. The first half of the buffer is sent from, the second received into.
+ * One QP (or two), one CQ, one buffer. The first half of the buffer is sent from, the second received into.
  * While the tool waits for a line nobody polls: what happens then is the progress thread's doing.
  */
 #include "net/net.h"
@@ -24,7 +24,7 @@ static struct {
 	struct mg_pd *pd;
 	struct mg_mr *mr;
 	struct mg_cq *cq;
-	struct mg_qp *qp;
+	struct mg_qp *qp, *second;
 	uint8_t *buf;
 	uint32_t peer_rkey;
 	uint64_t peer_addr;
@@ -69,14 +69,33 @@ static bool unhex(const char *in, uint8_t *p, size_t n)
 	return true;
 }
 
-static void open_all(void)
+static int create_qp(struct mg_qp **qp)
 {
-	static const struct mg_device_hooks hooks = {.cq_event = on_cq_event};
 	struct ibv_qp_init_attr_ex init = {
 		.qp_type = IBV_QPT_RC,
 		.cap = {.max_send_wr = DEPTH, .max_recv_wr = DEPTH, .max_send_sge = 2, .max_recv_sge = 2},
 		.sq_sig_all = 1,
 	};
+
+	return mg_qp_create(t.pd, t.cq, t.cq, &init, NULL, qp);
+}
+
+/* A second QP: each send goes out on both. */
+static void cmd_twin(void)
+{
+	int ret;
+
+	mg_device_lock(t.dev);
+	ret = create_qp(&t.second);
+	mg_device_unlock(t.dev);
+	if (ret)
+		die("create", ret);
+	printf("twin %u\n", mg_qp_num(t.second));
+}
+
+static void open_all(void)
+{
+	static const struct mg_device_hooks hooks = {.cq_event = on_cq_event};
 	char gid[33];
 	int ret;
 
@@ -92,7 +111,7 @@ static void open_all(void)
 	if (!ret)
 		ret = mg_cq_create(t.dev->engine, 4 * DEPTH, NULL, &t.cq);
 	if (!ret)
-		ret = mg_qp_create(t.pd, t.cq, t.cq, &init, NULL, &t.qp);
+		ret = create_qp(&t.qp);
 	mg_device_unlock(t.dev);
 	if (ret)
 		die("create", ret);
@@ -102,19 +121,19 @@ static void open_all(void)
 	       t.dev->port.n_gid);
 }
 
-static void modify(struct ibv_qp_attr *attr, int mask)
+static void modify(struct mg_qp *qp, struct ibv_qp_attr *attr, int mask)
 {
 	int ret;
 
 	mg_device_lock(t.dev);
-	ret = mg_qp_modify(t.qp, mg_now(), attr, mask);
+	ret = mg_qp_modify(qp, mg_now(), attr, mask);
 	mg_net_flush(t.dev, 0);
 	mg_device_unlock(t.dev);
 	if (ret)
 		die("modify", ret);
 }
 
-static void cmd_connect(const char *args)
+static void cmd_connect(struct mg_qp *qp, const char *args)
 {
 	struct ibv_qp_attr a = {.qp_state = IBV_QPS_INIT,
 				.port_num = 1,
@@ -128,7 +147,7 @@ static void cmd_connect(const char *args)
 		die("connect", EINVAL);
 	t.peer_rkey = rkey;
 	t.peer_addr = addr;
-	modify(&a, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
+	modify(qp, &a, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
 	a = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTR,
 				 .dest_qp_num = qpn,
 				 .rq_psn = peer_psn,
@@ -143,16 +162,18 @@ static void cmd_connect(const char *args)
 	a.ah_attr.grh.hop_limit = 64;
 	if (!unhex(gid, a.ah_attr.grh.dgid.raw, 16))
 		die("gid", EINVAL);
-	modify(&a, IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
-			   IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
+	modify(qp, &a,
+	       IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
+		       IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
 	a = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTS,
 				 .sq_psn = psn,
 				 .timeout = (uint8_t)timeout,
 				 .retry_cnt = 7,
 				 .rnr_retry = 7,
 				 .max_rd_atomic = 16};
-	modify(&a, IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN |
-			   IBV_QP_MAX_QP_RD_ATOMIC);
+	modify(qp, &a,
+	       IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN |
+		       IBV_QP_MAX_QP_RD_ATOMIC);
 	printf("connected\n");
 }
 
@@ -171,6 +192,8 @@ static void post_send(enum ibv_wr_opcode op, uint32_t i, size_t size, size_t slo
 	wr.wr.rdma.remote_addr = t.peer_addr + slot + (op == IBV_WR_RDMA_WRITE ? HALF : 0);
 	wr.wr.rdma.rkey = t.peer_rkey;
 	ret = mg_post_send(t.qp, mg_now(), &wr, &bad);
+	if (!ret && t.second) /* one flush for both: their packets may stand next to each other */
+		ret = mg_post_send(t.second, mg_now(), &wr, &bad);
 	mg_net_flush(t.dev, MG_TX_LAZY);
 	if (ret)
 		die("post_send", ret);
@@ -199,14 +222,14 @@ static void check(uint32_t i, size_t size, size_t slot)
 /* `n_send` requests out and `n_recv` messages in, at the same time. */
 static void run(enum ibv_wr_opcode op, uint32_t n_send, uint32_t n_recv, size_t size)
 {
-	uint32_t depth = DEPTH, sent = 0, send_done = 0, posted = 0, recv_done = 0;
+	uint32_t depth = DEPTH, sent = 0, send_done = 0, twin_done = 0, posted = 0, recv_done = 0;
 	mg_time end = mg_now() + POLL_SECONDS * 1000000000ull, begun = mg_now();
 
 	if (size && HALF / size < depth)
 		depth = (uint32_t)(HALF / size);
 	if (!depth)
 		die("size", EINVAL);
-	while (send_done < n_send || recv_done < n_recv) {
+	while (send_done < n_send || (t.second && twin_done < n_send) || recv_done < n_recv) {
 		struct ibv_wc wc[16];
 		int n;
 
@@ -215,7 +238,7 @@ static void run(enum ibv_wr_opcode op, uint32_t n_send, uint32_t n_recv, size_t 
 			post_recv(posted, size, (posted % depth) * size);
 			posted++;
 		}
-		while (sent < n_send && sent - send_done < depth) {
+		while (sent < n_send && sent - send_done < depth && (!t.second || sent - twin_done < depth)) {
 			post_send(op, sent, size, (sent % depth) * size);
 			sent++;
 		}
@@ -236,9 +259,10 @@ static void run(enum ibv_wr_opcode op, uint32_t n_send, uint32_t n_recv, size_t 
 				check(recv_done, size, (recv_done % depth) * size);
 				recv_done++;
 			} else {
-				if (wc[i].wr_id != send_done)
+				uint32_t *done = wc[i].qp_num == mg_qp_num(t.qp) ? &send_done : &twin_done;
+
+				if (wc[i].wr_id != (*done)++)
 					die("order", EPROTO);
-				send_done++;
 			}
 		}
 		if (mg_now() > end) {
@@ -355,6 +379,8 @@ static void close_all(void)
 {
 	mg_device_lock(t.dev);
 	mg_qp_destroy(t.qp);
+	if (t.second)
+		mg_qp_destroy(t.second);
 	mg_cq_destroy(t.cq);
 	mg_mr_destroy(t.mr);
 	mg_pd_destroy(t.pd);
@@ -384,7 +410,11 @@ int main(void)
 		sscanf(line, "%15s %n", cmd, &at);
 		sscanf(line + at, "%u %u %u", &a, &b, &c);
 		if (!strcmp(cmd, "connect"))
-			cmd_connect(line + at);
+			cmd_connect(t.qp, line + at);
+		else if (!strcmp(cmd, "twin"))
+			cmd_twin();
+		else if (!strcmp(cmd, "connect-twin"))
+			cmd_connect(t.second, line + at);
 		else if (!strcmp(cmd, "send")) /* count size */
 			run(IBV_WR_SEND, a, 0, b);
 		else if (!strcmp(cmd, "recv"))

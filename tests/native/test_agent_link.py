@@ -16,7 +16,7 @@ from migroce.control import Hello, HelloState, Stop, Stopped, Welcome
 
 from .fakeagent import FakeAgent, Link, sockets_for, steer, udp_sockets, until
 from .netns import Node
-from .tool import Tool, ToolError, both, connect
+from .tool import Tool, ToolError, both, connect, connect_twin
 
 pytestmark = pytest.mark.root
 
@@ -316,6 +316,29 @@ def test_processes_share_an_address_by_the_top_bits_of_their_qpns(
         for a in left + right:
             assert a.answer()[0] == "done"
         assert [a.counters()["rx_no_qp"] for a in left + right] == early
+
+
+@pytest.mark.parametrize("size", [8, 4000, 20000])
+def test_one_process_may_send_to_several_behind_one_address(
+        agent: FakeAgent, nodes: tuple[Node, Node], size: int) -> None:
+    """Packets for both stand side by side in its batches; none may come to the wrong process."""
+    with contextlib.ExitStack() as stack:
+        groups = []
+        for _ in range(2):
+            groups.append(udp_sockets(nodes[0], ipv6=False))
+            stack.callback(groups[-1][0].close)
+        steer([g[0] for g in groups])
+        left = [stack.enter_context(opened(agent, nodes[0], g, slot))[0] for slot, g in enumerate(groups)]
+        b = stack.enter_context(Tool(nodes[1]))
+        connect(b, left[0])
+        connect_twin(b, left[1])
+        early = [a.counters()["rx_no_qp"] for a in left]
+        for a in left:
+            a.put(f"recv 300 {size}")
+        assert b(f"send 300 {size}")[:3] == ["done", "300", "0"]
+        for a in left:
+            assert a.answer()[0] == "done"
+        assert [a.counters()["rx_no_qp"] for a in left] == early
 
 
 def test_a_process_that_ends_does_not_disturb_its_neighbours(

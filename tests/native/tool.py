@@ -137,6 +137,14 @@ def connect(a: Tool, b: Tool, mtu: int = 4096, psn: int = 0xFFFFF0, timeout: int
     assert a.answer() == b.answer() == ["connected"]
 
 
+def connect_twin(a: Tool, b: Tool, mtu: int = 4096) -> None:
+    """Give `a` a second QP, connected to b's: what it sends goes to both."""
+    qpn, r, mine = a("twin")[1], b.ready, a.ready
+    a.put(f"connect-twin {r.qpn} {r.gid} {r.rkey} {r.addr} 5 6 {mtu} 18")
+    b.put(f"connect {qpn} {mine.gid} {mine.rkey} {mine.addr} 6 5 {mtu} 18")
+    assert a.answer() == b.answer() == ["connected"]
+
+
 def both(a: Tool, b: Tool, command_a: str, command_b: str) -> None:
     """Run a command on each at the same time."""
     a.put(command_a)
