@@ -421,6 +421,36 @@ int mgs_qp_state(struct mgs_world *w, int qp)
 	return rc ? -rc : (int)attr.qp_state;
 }
 
+int mgs_qp_query(struct mgs_world *w, int qp, struct mgs_path *path, struct mgs_caps *caps)
+{
+	struct sim_qp *q = qp_get(w, qp);
+	struct ibv_qp_init_attr init = {0};
+	struct ibv_qp_attr a = {0};
+	int rc = q ? mg_qp_query(q->qp, &a, IBV_QP_STATE | IBV_QP_CAP, &init) : EINVAL;
+
+	if (rc)
+		return -rc;
+	*path = (struct mgs_path){
+		.dest_qpn = a.dest_qp_num,
+		.rq_psn = a.rq_psn,
+		.sq_psn = a.sq_psn,
+		.mtu = a.path_mtu ? 128u << a.path_mtu : 0,
+		.access = a.qp_access_flags,
+		.timeout = a.timeout,
+		.retry_cnt = a.retry_cnt,
+		.rnr_retry = a.rnr_retry,
+		.min_rnr_timer = a.min_rnr_timer,
+		.max_rd_atomic = a.max_rd_atomic,
+		.max_dest_rd_atomic = a.max_dest_rd_atomic,
+		.hop_limit = a.ah_attr.grh.hop_limit,
+		.tclass = a.ah_attr.grh.traffic_class,
+	};
+	memcpy(path->dgid, a.ah_attr.grh.dgid.raw, 16);
+	*caps = (struct mgs_caps){a.cap.max_send_wr, a.cap.max_recv_wr, a.cap.max_send_sge,
+				  a.cap.max_recv_sge, a.cap.max_inline_data};
+	return memcmp(&a.cap, &init.cap, sizeof(a.cap)) ? -EPROTO : 0;
+}
+
 static int sges(struct ibv_sge *out, const struct mgs_wr *wr)
 {
 	const uint32_t max = sizeof(wr->sge) / sizeof(wr->sge[0]);

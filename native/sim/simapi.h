@@ -206,6 +206,7 @@ uint32_t mgs_qp_num(struct mgs_world *w, int qp);
 int mgs_qp_modify(struct mgs_world *w, int qp, int state,
 		  const struct mgs_path *path); /* enum ibv_qp_state */
 int mgs_qp_state(struct mgs_world *w, int qp);
+int mgs_qp_query(struct mgs_world *w, int qp, struct mgs_path *path, struct mgs_caps *caps);
 /* posted: how many were taken. 0 or -errno. */
 int mgs_post_send(struct mgs_world *w, int qp, const struct mgs_wr *wr, int n, int *posted);
 int mgs_post_recv(struct mgs_world *w, int qp, const struct mgs_wr *wr, int n, int *posted);

@@ -180,7 +180,10 @@ def schedule(d: Draw, seed: int = 0) -> Schedule:
     after = DURATION + 250 * MS * max(1, n_moves)
     connections = []
     most = d.pick((4, 12, 30))
-    for _ in range(d.pick((1, 1, 2, 3))):
+    n_connections = d.pick((1, 1, 2, 3))
+    if d.chance(3):
+        n_connections, most = 20, 3
+    for _ in range(n_connections):
         a = d.integer(0, n_hosts - 1)
         b = (a + d.integer(1, n_hosts - 1)) % n_hosts
         mtu = d.pick(MTUS)

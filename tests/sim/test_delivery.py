@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -181,6 +183,23 @@ def test_posting_before_the_right_state_is_refused() -> None:
         assert refusal.value.errno == errno.EINVAL
 
 
+def test_a_query_tells_what_was_set_and_the_new_address_after_a_move() -> None:
+    caps = Caps(33, 44, 3, 2, 77)
+    settings: dict[str, Any] = {
+        "mtu": 2048, "timeout": 9, "retry_cnt": 5, "rnr_retry": 3, "min_rnr_timer": 17, "max_rd_atomic": 6,
+        "max_dest_rd_atomic": 8, "hop_limit": 9, "tclass": 0x50,
+    }  # fmt: skip
+    with Pair(caps=caps, **settings) as w:
+        w.settle()
+        path, granted = w.a.qp.query()
+        assert (path, granted) == (w.a.path, w.a.qp.caps)
+        assert all(getattr(granted, name) >= getattr(caps, name) for name in Caps.__slots__)
+        number = w.stop(w.b)
+        w.resume(w.b, number, "10.0.9.9")
+        w.go()
+        assert w.a.qp.query()[0] == replace(path, dgid=w.b.engine.gid)
+
+
 # ---- completion queues --------------------------------------------------------------------------
 
 
@@ -260,6 +279,50 @@ def test_a_destroyed_qp_is_gone_though_packets_for_it_are_on_their_way() -> None
         w.go(2 * S)
         assert w.b.engine.counters()["rx_no_qp"] > 0
         assert w.a.done()[0] == (0, WcStatus.RETRY_EXC_ERR)
+
+
+def test_counters_count_payload_both_ways() -> None:
+    with Pair() as w:
+        w.b.recvs(1, 3000)
+        at = w.b.space(2000)
+        w.a.send(1, bytes(3000))
+        w.a.write(2, bytes(2000), at, w.b)
+        w.a.read(3, 1500, at, w.b)
+        w.go()
+        a, b = (node.engine.counters() for node in w.nodes)
+        assert (a["tx_bytes"], a["rx_bytes"]) == (5000, 1500)
+        assert (b["tx_bytes"], b["rx_bytes"]) == (1500, 5000)
+        assert (a["tx_packets"], a["rx_packets"]) == (b["rx_packets"], b["tx_packets"])
+
+
+@pytest.mark.parametrize("victims", [(0,), (1,), (2,), (0, 1), (0, 2), (2, 1)])
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_qp_that_goes_away_with_an_answer_held_back_takes_no_other_with_it(
+    victims: tuple[int, ...], reset: bool
+) -> None:
+    with Pair(engine={"batch_window": 1 * MS}) as w:
+        w.settle()
+        sge = w.a.put(b"x")
+        pairs = []
+        for _ in range(3):
+            x, y = (n.engine.qp(n.pd, n.cq, n.cq) for n in w.nodes)
+            x.connect(replace(w.a.path, dgid=y.engine.gid, dest_qpn=y.num, rq_psn=0, sq_psn=0))
+            y.connect(replace(w.a.path, dgid=x.engine.gid, dest_qpn=x.num, rq_psn=0, sq_psn=0))
+            pairs.append((x, y))
+        w.settle()
+        for i, (x, y) in enumerate(pairs):
+            y.post_recv(Wr(10 + i, (w.b.space(8),)))
+            x.post_send(Wr(i, (sge,), WrOpcode.SEND, SendFlag.SIGNALED))
+        w.run_for(1500 * US)
+        assert w.b.engine.counters()["rx_packets"] > 3
+        for v in victims:
+            if reset:
+                pairs[v][1].modify(QpState.RESET)
+            else:
+                pairs[v][1].free()
+        w.go(5 * S)
+        for i in range(3):
+            assert ((i, 0) in w.a.done()) or i in victims
 
 
 def test_a_reset_qp_serves_again_and_old_packets_do_not_disturb_it() -> None:

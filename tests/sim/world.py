@@ -183,6 +183,15 @@ class Qp:
     def state(self) -> QpState:
         return QpState(check(self.world.lib.mgs_qp_state(self.world.ptr, self.index)))
 
+    def query(self) -> tuple[Path, Caps]:
+        """What ibv_query_qp says."""
+        w = self.world
+        p, c = w.ffi.new("struct mgs_path *"), w.ffi.new("struct mgs_caps *")
+        check(w.lib.mgs_qp_query(w.ptr, self.index, p, c))
+        values = {name: int(getattr(p, name)) for name in Path.__slots__ if name != "dgid"}
+        caps = Caps(c.max_send_wr, c.max_recv_wr, c.max_send_sge, c.max_recv_sge, c.max_inline)
+        return Path(bytes(p.dgid), **values), caps
+
     def post_send(self, *wrs: Wr) -> None:
         """One chained ibv_post_send; VerbsError if any was refused."""
         self._post(self.world.lib.mgs_post_send, wrs)
