@@ -2,9 +2,10 @@
 """Nodes: where commands run and containers live.
 
 Three kinds behind one interface: this machine (`local`), a node of a lab (`node-a`, or `lab/node-a` where
-several labs are up), and another machine by the system's OpenSSH (`ssh://user@host`, query parameters
-`python` = the interpreter there that has migroce, `port`). Everything that touches containers is
-done by a worker process on the node (`Node.call`); commands and files go by `run`, `popen`, `get`, `put`.
+several labs are up), and another machine by the system's OpenSSH (`ssh://user@host:port`, with the query
+parameters `python` = the interpreter there that has migroce and `state` = the node's directory there, if
+it is not the machine itself). Everything that touches containers is done by a worker process on the
+node (`Node.call`); commands and files go by `run`, `popen`, `get`, `put`.
 """
 
 from __future__ import annotations
@@ -218,6 +219,7 @@ class SshNode(Node):
         query = parse_qs(parts.query)
         self._target = f"{parts.username}@{parts.hostname}" if parts.username else parts.hostname
         self._python = query.get("python", ["python3"])[0]
+        self._state = query.get("state", ["--host"])[0]
         self._dir = tempfile.TemporaryDirectory(prefix="migroce-ssh-")
         self._options = [
             "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5",
@@ -234,7 +236,9 @@ class SshNode(Node):
         return ["ssh", *self._options, "--", self._target, shlex.join(remote)]
 
     def start_worker(self) -> Worker:
-        worker = Worker(self.name, self.command([self._python, "-m", "migroce.migration.worker", "--host"]))
+        worker = Worker(
+            self.name, self.command([self._python, "-m", "migroce.migration.worker", self._state])
+        )
         self.name = str(worker.hello.get("name") or self.name)
         return worker
 
@@ -274,6 +278,8 @@ def resolve(spec: str | Node) -> Node:
         return SshNode(spec)
     if spec in ("local", "localhost") or spec == os.uname().nodename:
         return LocalNode(context.host(), "local")
+    if spec.startswith("state:"):
+        return LocalNode(NodeContext.load(Path(spec.removeprefix("state:"))), spec)
     if "://" in spec or not spec or any(mark in spec for mark in "*?[") or ".." in spec:
         raise NodeError("node", f"{spec!r} is no node", "write `local`, a lab node or ssh://user@host")
     found = lab_states(spec)

@@ -274,7 +274,7 @@ def step_of(exc: BaseException, phase: str) -> str:
 def owner(source: Node) -> dict[str, Any]:
     """What a journal says of the command and of the source, as seen from the source itself."""
     if isinstance(source, SshNode):
-        return {"source": "local"}
+        return {"source": f"state:{source.worker().hello['state']}"}
     fields = stat_fields(os.getpid())
     return {"source": source.spec, "owner": os.getpid(), "owner_start": fields[1] if fields else 0}
 
