@@ -58,6 +58,18 @@ def _unescape(field: str) -> str:
     return field
 
 
+def filesystem(path: Path) -> str:
+    """The type of the file system that holds `path`, "ext4" or "overlay"; "" if that cannot be said."""
+    best, kind = "", ""
+    wanted = str(path.resolve()).rstrip("/") + "/"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        point = _unescape(fields.split()[4]).rstrip("/") + "/"
+        if wanted.startswith(point) and len(point) >= len(best):
+            best, kind = point, rest.split()[0]
+    return kind
+
+
 def below(directory: Path) -> list[Path]:
     """Mount points on or under `directory`, innermost first."""
     prefix = str(directory)

@@ -115,6 +115,9 @@ class Lab:
         names = tuple(f"node-{letter}" for letter in string.ascii_lowercase[:count])
         plan = topology.Plan(name, names, overlay)
         state = _state(name)
+        state.mkdir(mode=0o755, parents=True)
+        if mounts.filesystem(state) == "overlay":  # in a container: writable layers can't be on an overlay
+            mounts.tmpfs(state)
         contexts = {}
         for node in names:
             where = state / node
