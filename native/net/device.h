@@ -89,6 +89,11 @@ void mg_net_flush(struct mg_device *dev, unsigned tx_flags);
  * received. Counts as a poll by the application (mg_note_poll).
  */
 int mg_net_poll(struct mg_device *dev);
+/*
+ * No lock held, after a poll that found nothing. An application that polls on and on in vain, on a CPU
+ * that others want too, is made to wait for a packet a fraction of a millisecond at a time.
+ */
+void mg_net_relax(struct mg_device *dev);
 /* Tell the progress thread that the application is polling (cheap; every poll_cq). */
 static inline void mg_note_poll(struct mg_device *dev, mg_time now)
 {

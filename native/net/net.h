@@ -38,6 +38,13 @@ enum mg_family { MG_V4, MG_V6, MG_FAMILIES };
 #define MG_TIMER_LATE_NS 50000000u
 /* An application that only posts looks at the sockets, too, when nobody has for this long. */
 #define MG_UNSEEN_NS 100000u
+/* Polls that follow each other this closely spin; so many of them in vain are a wait, not a race. */
+#define MG_SPIN_GAP_NS 20000u
+#define MG_SPIN_POLLS 256u
+/* Where the CPU was taken from a spinning application, its polls wait for packets, for so long each... */
+#define MG_RELAX_NS 200000u
+/* ...before it is tried again whether the CPU has become free. */
+#define MG_CROWDED_NS 50000000u
 /* The progress thread's nap while somebody polls. */
 #define MG_NAP_MIN_NS 50000u
 #define MG_NAP_MAX_NS 1000000u
@@ -63,6 +70,13 @@ struct mg_net {
 	unsigned idle_polls; /* since the quiet socket was last looked at */
 	mg_time lazy_since;  /* 0: nothing is held back */
 	mg_time looked;	     /* when the sockets were last looked at */
+
+	/* mg_net_relax, about one thread that spins; two of them disturb each other and just go on. */
+	_Atomic pthread_t spinner;
+	_Atomic unsigned spins;	 /* polls in vain, one right after the other */
+	_Atomic mg_time spun;	 /* the last of them */
+	_Atomic long preempted;	 /* how often the CPU had been taken from the thread then */
+	_Atomic mg_time crowded; /* others want its CPU: until then */
 
 	/*
 	 * When the progress thread looks by itself next, 0 while it is awake. Written by the thread

@@ -5,8 +5,11 @@
 #include "net/net.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <netinet/udp.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <time.h>
 
 #ifndef UDP_GRO
 #define UDP_GRO 104
@@ -147,6 +150,75 @@ void mg_net_timers(struct mg_device *dev, mg_time now, bool drained)
 		mg_timer(dev->engine, now);
 }
 
+/* How often the CPU has been taken from this thread. */
+static long preemptions(void)
+{
+	struct rusage use;
+
+	return getrusage(RUSAGE_THREAD, &use) ? 0 : use.ru_nivcsw;
+}
+
+static void wait_for_packet(struct mg_device *dev, mg_time now)
+{
+	const struct timespec wait = {.tv_nsec = MG_RELAX_NS};
+	struct pollfd fd[MG_FAMILIES];
+	nfds_t n = 0;
+
+	mg_device_lock(dev);
+	for (int i = 0; i < MG_FAMILIES; i++)
+		if (dev->net->sock[i].fd >= 0)
+			fd[n++] = (struct pollfd){.fd = dev->net->sock[i].fd, .events = POLLIN};
+	/* To the progress thread this is polling. */
+	mg_note_poll(dev, now + MG_RELAX_NS);
+	mg_device_unlock(dev);
+	ppoll(fd, n, &wait, NULL);
+}
+
+/* One more poll in vain; true once that has become a habit. */
+static bool spinning(struct mg_net *net, mg_time now, mg_time last)
+{
+	unsigned spins = atomic_load_explicit(&net->spins, memory_order_relaxed);
+	pthread_t self = pthread_self();
+
+	if (atomic_load_explicit(&net->spinner, memory_order_relaxed) != self) {
+		atomic_store_explicit(&net->spinner, self, memory_order_relaxed);
+		spins = 0;
+	} else if (spins >= MG_SPIN_POLLS) {
+		return true;
+	} else {
+		spins = now < last + MG_SPIN_GAP_NS ? spins + 1 : 0;
+	}
+	if (spins == MG_SPIN_POLLS)
+		atomic_store_explicit(&net->preempted, preemptions(), memory_order_relaxed);
+	atomic_store_explicit(&net->spins, spins, memory_order_relaxed);
+	return false;
+}
+
+void mg_net_relax(struct mg_device *dev)
+{
+	struct mg_net *net = dev->net;
+	mg_time now = atomic_load_explicit(&dev->last_poll, memory_order_relaxed);
+	mg_time last = atomic_exchange_explicit(&net->spun, now, memory_order_relaxed);
+
+	/* 0: somebody has armed a CQ and is about to sleep anyway. */
+	if (!now || !spinning(net, now, last))
+		return;
+	/* Away for a while: either the application had something else to do, or the CPU was taken. */
+	if (now >= last + MG_SPIN_GAP_NS) {
+		long count = preemptions();
+
+		if (atomic_exchange_explicit(&net->preempted, count, memory_order_relaxed) == count) {
+			atomic_store_explicit(&net->spins, 0, memory_order_relaxed);
+			return;
+		}
+		atomic_store_explicit(&net->crowded, now + MG_CROWDED_NS, memory_order_relaxed);
+	}
+	if (now < atomic_load_explicit(&net->crowded, memory_order_relaxed)) {
+		wait_for_packet(dev, now);
+		atomic_store_explicit(&net->spun, mg_now(), memory_order_relaxed);
+	}
+}
+
 int mg_net_poll(struct mg_device *dev)
 {
 	struct mg_net *net = dev->net;
@@ -155,6 +227,8 @@ int mg_net_poll(struct mg_device *dev)
 
 	mg_note_poll(dev, now);
 	n = mg_net_receive(dev, now);
+	if (n > 0)
+		atomic_store_explicit(&net->spins, 0, memory_order_relaxed);
 	mg_net_timers(dev, now, n == 0);
 	if (n > 0)
 		mg_net_send(dev, now, MG_TX_LAZY);

@@ -183,6 +183,8 @@ int mgv_poll_cq(struct ibv_cq *ibcq, int n, struct ibv_wc *wc)
 	mg_device_lock(cq->dev);
 	got = mgv_cq_fetch(cq, n, wc);
 	mg_device_unlock(cq->dev);
+	if (!got)
+		mg_net_relax(cq->dev);
 	return got;
 }
 

@@ -21,6 +21,8 @@ static int fetch_one(struct mgv_cq *cq)
 	mg_device_lock(cq->dev);
 	got = mgv_cq_fetch(cq, 1, &cq->wc);
 	mg_device_unlock(cq->dev);
+	if (!got)
+		mg_net_relax(cq->dev);
 	if (got <= 0)
 		return ENOENT;
 	cq->ib.wr_id = cq->wc.wr_id;
