@@ -250,6 +250,7 @@ def test_a_resized_cq_keeps_what_was_in_it() -> None:
         assert w.b.cq.poll(2)[1].wr_id == 1
         with pytest.raises(VerbsError):
             w.b.cq.resize(0)
+        w.b.cq.resize(1)
         w.b.cq.resize(64)
         w.a.cq.resize(64)
         for i in range(3, 8):
@@ -323,6 +324,47 @@ def test_a_qp_that_goes_away_with_an_answer_held_back_takes_no_other_with_it(
         w.go(5 * S)
         for i in range(3):
             assert ((i, 0) in w.a.done()) or i in victims
+
+
+@pytest.mark.parametrize("when", range(0, 120, 7))
+def test_a_reset_qp_serves_again_whatever_it_was_doing(when: int) -> None:
+    """Reset in the middle of messages, READ answers, NAKs and RNR waits; old packets come in later."""
+    link = Link(delay=20 * US, ps_per_byte=5000, loss=100_000, fair=2)
+    with Pair(link=link, seed=when, min_rnr_timer=8) as w:
+        w.settle()
+        at = w.b.put(bytes(5000))
+        w.b.recvs(1, 4000)
+        for i in range(2):
+            w.a.send(i, bytes(4000))
+            w.a.write(i, bytes(3000), at, w.b)
+            w.a.read(i, 5000, at, w.b)
+        w.run_for(when * US)
+        for node, psn in ((w.a, 0x10), (w.b, 0x20)):
+            node.qp.modify(QpState.RESET)
+            other = 0x30 - psn
+            node.path = replace(node.path, rq_psn=(other + 0x700000) & 0xFFFFFF, sq_psn=psn + 0x700000)
+            node.qp.connect(node.path)
+        w.a.wcs.clear()
+        w.b.wcs.clear()
+        w.go(1 * MS)
+        w.a.wcs.clear()
+        w.b.wcs.clear()
+        w.echo()
+        assert (w.a.dump().msn, w.b.dump().msn) == (1, 1)
+
+
+def test_a_window_grows_until_the_wire_is_full() -> None:
+    with Pair(link=Link(delay=100 * US, ps_per_byte=200), mtu=4096, timeout=14) as w:
+        w.settle()
+        at, sge = w.b.space(200_000), w.a.put(bytes(200_000))
+        start = w.now
+        for i in range(60):
+            w.a.post(i, WrOpcode.RDMA_WRITE, [sge], **w.b.remote(at))
+        w.go(1 * S)
+        assert len(w.a.wcs) == 60
+        least = 60 * 200_000 * 200 // 1000
+        assert w.a.wcs[-1].t - start < least * 1.25
+        assert w.a.engine.counters()["retransmits"] == 0
 
 
 def test_a_reset_qp_serves_again_and_old_packets_do_not_disturb_it() -> None:

@@ -188,6 +188,20 @@ def test_a_lost_resume_is_repeated(op: int, losses: int, address: str | None) ->
         w.echo()
 
 
+def test_a_resume_goes_out_at_once_and_a_paused_peer_goes_on_within_a_round_trip() -> None:
+    with Pair(link=Link(delay=30_000, ps_per_byte=0)) as w:
+        w.settle()
+        w.b.recv(1, 16)
+        number = w.stop(w.b)
+        w.a.send(1, b"now")
+        w.go(400 * MS)
+        start = w.now
+        w.resume(w.b, number)
+        w.go(1 * MS)
+        assert w.a.done() == [(1, 0)]
+        assert w.a.wcs[0].t - start <= 3 * 30_000
+
+
 def test_a_probe_wakes_the_peer_when_every_resume_is_lost() -> None:
     with Pair() as w:
         w.settle()
