@@ -59,7 +59,8 @@ def examine(*, real: bool = True) -> list[Check]:
     """All checks, in the order they are shown. `real`: let CRIU dump and restore a process (0.2 s)."""
     checks: list[Callable[[], Check | None]] = [
         _kernel, _library, _libibverbs, _addresses, _port, _devices, _buffers, _memlock, _run_dir,
-        lambda: _criu(real=real), _runtime, _namespaces, _vxlan, _nft, _tools, _ptrace, _programs,
+        lambda: _criu(real=real), _runtime, _namespaces, _root_filesystem, _vxlan, _nft, _tools,
+        _ptrace, _programs,
     ]  # fmt: skip
     found = []
     for check in checks:
@@ -273,6 +274,16 @@ def _namespaces() -> Check:
         f"can't be made: {_last(out)}",
         "give this container or machine CAP_SYS_ADMIN and CAP_NET_ADMIN",
     )
+
+
+def _root_filesystem() -> Check:
+    from migroce.engines.mounts import filesystem
+
+    kind = filesystem(Path("/"))
+    if kind == "overlay":
+        reason = "is an overlay (a container?): the lab's and the demo's containers can't be moved here"
+        return _warn("root file system", reason, "use a machine or a virtual machine for the lab and the demo")
+    return _good("root file system", kind)
 
 
 def _vxlan() -> Check | None:

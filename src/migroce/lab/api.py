@@ -116,8 +116,9 @@ class Lab:
         plan = topology.Plan(name, names, overlay)
         state = _state(name)
         state.mkdir(mode=0o755, parents=True)
-        if mounts.filesystem(state) == "overlay":  # in a container: writable layers can't be on an overlay
-            mounts.tmpfs(state)
+        if "overlay" in (mounts.filesystem(Path("/")), mounts.filesystem(state)):
+            reason = "the root file system here is an overlay, and CRIU cannot dump an overlay on an overlay"
+            raise LabError("up", reason, "use a machine or a virtual machine instead of a container")
         contexts = {}
         for node in names:
             where = state / node
