@@ -282,7 +282,7 @@ def _root_filesystem() -> Check:
     kind = filesystem(Path("/"))
     if kind == "overlay":
         reason = "is an overlay (a container?): the lab's and the demo's containers can't be moved here"
-        return _warn("root file system", reason, "use a machine or a virtual machine for the lab and the demo")
+        return _warn("root file system", reason, "use a real or virtual machine for them")
     return _good("root file system", kind)
 
 
