@@ -57,7 +57,7 @@ static void dump_qp(struct writer *w, const struct mg_qp *qp)
 		.sq_depth = qp->cap.max_send_wr,
 		.sq_fill = rq->tail - rq->head,
 		.rq_depth = qp->cap.max_recv_wr,
-		.rq_fill = qp->rq_tail - qp->rq_head,
+		.rq_fill = mg_rq_fill(&qp->rq),
 		.retry_cnt = qp->attr.retry_cnt,
 		.rnr_retry = qp->attr.rnr_retry,
 		.timeout = qp->attr.timeout,

@@ -111,6 +111,19 @@ struct mg_rwqe {
 	struct ibv_sge sge[];
 };
 
+/* A receive queue: a QP's own or an SRQ's (rq.c). */
+struct mg_rq {
+	uint8_t *ring;	       /* `size` entries of `stride` bytes each */
+	uint32_t size, stride; /* size: a power of two */
+	uint32_t head, tail;   /* free-running */
+	uint32_t max_wr, max_sge;
+};
+
+struct mg_srq {
+	struct mg_pd *pd;
+	struct mg_rq rq;
+};
+
 /* One READ answer to send or send again; requests are answered in PSN order. */
 struct mg_job {
 	uint32_t psn;	   /* next to send */
@@ -140,8 +153,9 @@ struct mg_responder {
 	uint8_t nak;	/* syndrome to send, 0: none; RNR syndromes too */
 	bool comm_est;	/* IBV_EVENT_COMM_EST was raised */
 	uint8_t opcode; /* last one accepted of a message in progress; MG_RESP_IDLE else */
-	bool have_wqe;	/* the head receive WQE belongs to the message in progress */
-	uint64_t wr_va; /* WRITE in progress */
+	bool have_wqe; /* qp->taken is a receive request of ours: the message in progress or the next uses it */
+	struct mg_srq *wqe_srq; /* where it came from, NULL: our own queue */
+	uint64_t wr_va;		/* WRITE in progress */
 	uint32_t wr_rkey, wr_left;
 	uint32_t offset; /* SEND in progress: bytes placed */
 	struct mg_resource *res;
@@ -212,8 +226,9 @@ struct mg_qp {
 
 	uint8_t *sq; /* ring of sq_size entries, sq_stride bytes each */
 	uint32_t sq_size, sq_stride;
-	uint8_t *rq;
-	uint32_t rq_size, rq_stride, rq_head, rq_tail;
+	struct mg_rq rq;
+	struct mg_srq *srq;    /* used in place of rq */
+	struct mg_rwqe *taken; /* mg_recv_take */
 
 	struct mg_list ready; /* in e->ready when something may be sent, in e->held when it may wait */
 	bool is_ready;	      /* in one of them */
@@ -258,9 +273,9 @@ static inline struct mg_swqe *mg_sq_at(const struct mg_qp *qp, uint32_t i)
 {
 	return (struct mg_swqe *)(qp->sq + (size_t)(i & (qp->sq_size - 1)) * qp->sq_stride);
 }
-static inline struct mg_rwqe *mg_rq_at(const struct mg_qp *qp, uint32_t i)
+static inline uint32_t mg_rq_fill(const struct mg_rq *rq)
 {
-	return (struct mg_rwqe *)(qp->rq + (size_t)(i & (qp->rq_size - 1)) * qp->rq_stride);
+	return rq->tail - rq->head;
 }
 static inline bool mg_qp_connected(const struct mg_qp *qp)
 {
@@ -297,6 +312,21 @@ int mg_sge_scatter(struct mg_pd *pd, const struct ibv_sge *sge, uint32_t n_sge, 
 
 /* cq.c */
 void mg_cq_push(struct mg_cq *cq, const struct ibv_wc *wc, bool solicited);
+
+/* rq.c */
+int mg_rq_init(struct mg_rq *rq, uint32_t max_wr, uint32_t max_sge);
+void mg_rq_free(struct mg_rq *rq);
+int mg_rq_post(struct mg_rq *rq, const struct ibv_recv_wr *wr); /* one; EINVAL, ENOMEM: full */
+struct mg_rwqe *mg_rwqe_alloc(void);				/* room for one of any queue */
+/*
+ * The receive request for a message that begins, from `srq` or, when NULL, the QP's own queue. It is
+ * qp->taken until mg_recv_done completes it; taking again meanwhile gives the same one. NULL: none.
+ */
+struct mg_rwqe *mg_recv_take(struct mg_qp *qp, struct mg_srq *srq);
+int mg_recv_scatter(struct mg_qp *qp, uint32_t offset, const uint8_t *data,
+		    uint32_t len); /* into qp->taken; as mg_sge_scatter */
+void mg_recv_done(struct mg_qp *qp, struct ibv_wc *wc, bool solicited); /* fills wr_id and qp_num */
+void mg_recv_flush(struct mg_qp *qp);
 
 /* qp.c */
 void mg_qp_error(struct mg_qp *qp);			       /* to ERR: everything queued is flushed */

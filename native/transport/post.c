@@ -100,26 +100,9 @@ int mg_post_recv(struct mg_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **
 	int err = 0;
 
 	for (; wr; wr = wr->next) {
-		struct mg_rwqe *w;
-		uint64_t length = 0;
-
-		if (qp->state == IBV_QPS_RESET || wr->num_sge < 0 ||
-		    (uint32_t)wr->num_sge > qp->cap.max_recv_sge || (wr->num_sge && !wr->sg_list))
-			err = EINVAL;
-		else if (qp->rq_tail - qp->rq_head >= qp->cap.max_recv_wr)
-			err = ENOMEM;
-		for (int i = 0; !err && i < wr->num_sge; i++)
-			length += wr->sg_list[i].length;
-		if (!err && length > UINT32_MAX)
-			err = EINVAL;
+		err = qp->state == IBV_QPS_RESET || qp->srq ? EINVAL : mg_rq_post(&qp->rq, wr);
 		if (err)
 			break;
-		w = mg_rq_at(qp, qp->rq_tail++);
-		w->wr_id = wr->wr_id;
-		w->length = (uint32_t)length;
-		w->n_sge = (uint32_t)wr->num_sge;
-		if (wr->num_sge)
-			memcpy(w->sge, wr->sg_list, (size_t)wr->num_sge * sizeof(struct ibv_sge));
 	}
 	if (err && bad)
 		*bad = wr;

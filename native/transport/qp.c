@@ -21,15 +21,20 @@ static int alloc_queues(struct mg_qp *qp)
 	if (data < qp->cap.max_inline_data)
 		data = qp->cap.max_inline_data;
 	qp->sq_size = pow2_at_least(qp->cap.max_send_wr ? qp->cap.max_send_wr : 1);
-	qp->rq_size = pow2_at_least(qp->cap.max_recv_wr ? qp->cap.max_recv_wr : 1);
 	qp->sq_stride =
 		(uint32_t)((offsetof(struct mg_swqe, u) + data + sizeof(struct ibv_sge) + 15) & ~15ul);
-	qp->rq_stride =
-		(uint32_t)((sizeof(struct mg_rwqe) + qp->cap.max_recv_sge * sizeof(struct ibv_sge) + 15) &
-			   ~15ul);
 	qp->sq = calloc(qp->sq_size, qp->sq_stride);
-	qp->rq = calloc(qp->rq_size, qp->rq_stride);
-	return qp->sq && qp->rq ? 0 : ENOMEM;
+	qp->taken = mg_rwqe_alloc();
+	if (!qp->sq || !qp->taken)
+		return ENOMEM;
+	return mg_rq_init(&qp->rq, qp->cap.max_recv_wr, qp->cap.max_recv_sge);
+}
+
+static void free_queues(struct mg_qp *qp)
+{
+	free(qp->sq);
+	free(qp->taken);
+	mg_rq_free(&qp->rq);
 }
 
 static int draw_qpn(struct mg_engine *e, uint32_t *qpn)
@@ -83,8 +88,7 @@ int mg_qp_create(struct mg_pd *pd, struct mg_cq *send_cq, struct mg_cq *recv_cq,
 	if (!err)
 		err = mg_idtab_put(&e->qps, qp->qpn, qp);
 	if (err) {
-		free(qp->sq);
-		free(qp->rq);
+		free_queues(qp);
 		free(qp);
 		return err;
 	}
@@ -121,8 +125,7 @@ int mg_qp_destroy(struct mg_qp *qp)
 	free(qp->req.reads);
 	free(qp->resp.res);
 	free(qp->resp.jobs);
-	free(qp->sq);
-	free(qp->rq);
+	free_queues(qp);
 	free(qp);
 	return 0;
 }
@@ -298,7 +301,7 @@ static void reset(struct mg_qp *qp)
 	mg_heap_remove(qp);
 	mg_req_reset(qp);
 	mg_resp_reset(qp);
-	qp->rq_head = qp->rq_tail = 0;
+	qp->rq.head = qp->rq.tail = 0;
 	qp->attr = (struct ibv_qp_attr){0};
 	qp->state = IBV_QPS_RESET;
 	/* The token stays with the number: a peer that learned it may still hold it. */

@@ -47,25 +47,13 @@ int mg_resp_resources(struct mg_qp *qp, uint32_t n)
 	return 0;
 }
 
-static void push_recv(struct mg_qp *qp, struct ibv_wc *wc, bool solicited)
-{
-	wc->qp_num = qp->qpn;
-	wc->src_qp = qp->peer_qpn;
-	qp->recv_done++;
-	mg_cq_push(qp->recv_cq, wc, solicited);
-}
-
 void mg_resp_flush(struct mg_qp *qp)
 {
 	struct mg_responder *r = &qp->resp;
 
-	for (; qp->rq_head != qp->rq_tail; qp->rq_head++) {
-		struct ibv_wc wc = {.wr_id = mg_rq_at(qp, qp->rq_head)->wr_id, .status = IBV_WC_WR_FLUSH_ERR};
-
-		push_recv(qp, &wc, false);
-	}
+	mg_recv_flush(qp);
 	r->job_fill = 0;
-	r->ack_pending = r->have_wqe = false;
+	r->ack_pending = false;
 	r->nak = 0;
 	r->opcode = MG_RESP_IDLE;
 }
@@ -87,12 +75,10 @@ static void refuse(struct mg_qp *qp, uint8_t syndrome, enum ibv_wc_status status
 				    : syndrome == MG_NAK_INVALID_REQ ? IBV_EVENT_QP_REQ_ERR
 								     : IBV_EVENT_QP_FATAL;
 
-	if (status != IBV_WC_SUCCESS && qp->rq_head != qp->rq_tail) {
-		struct ibv_wc wc = {
-			.wr_id = mg_rq_at(qp, qp->rq_head)->wr_id, .status = status, .opcode = IBV_WC_RECV};
+	if (status != IBV_WC_SUCCESS && qp->resp.have_wqe) {
+		struct ibv_wc wc = {.status = status, .opcode = IBV_WC_RECV, .src_qp = qp->peer_qpn};
 
-		qp->rq_head++;
-		push_recv(qp, &wc, false);
+		mg_recv_done(qp, &wc, false);
 	}
 	nak(qp, syndrome);
 	mg_qp_fatal(qp, event);
@@ -153,46 +139,39 @@ static void accepted(struct mg_qp *qp, const struct mg_hdrs *h, uint32_t n_psn)
 
 static void recv_done(struct mg_qp *qp, const struct mg_hdrs *h, enum ibv_wc_opcode opcode, uint32_t bytes)
 {
-	struct ibv_wc wc = {.wr_id = mg_rq_at(qp, qp->rq_head)->wr_id,
-			    .status = IBV_WC_SUCCESS,
-			    .opcode = opcode,
-			    .byte_len = bytes};
+	struct ibv_wc wc = {
+		.status = IBV_WC_SUCCESS, .opcode = opcode, .byte_len = bytes, .src_qp = qp->peer_qpn};
 
 	if (h->mask & MG_H_IMM) {
 		wc.wc_flags = IBV_WC_WITH_IMM;
 		wc.imm_data = htonl(h->imm);
 	}
-	qp->rq_head++;
-	push_recv(qp, &wc, h->solicited);
+	mg_recv_done(qp, &wc, h->solicited);
 }
 
 static void rx_send(struct mg_qp *qp, const struct mg_hdrs *h)
 {
 	struct mg_responder *r = &qp->resp;
-	struct mg_rwqe *w;
 	int err;
 
-	if (!r->have_wqe) {
-		if (qp->rq_head == qp->rq_tail) {
+	if (h->mask & (MG_P_FIRST | MG_P_ONLY)) {
+		if (!mg_recv_take(qp, qp->srq)) {
 			rnr(qp);
 			return;
 		}
-		r->have_wqe = true;
 		r->offset = 0;
 	}
-	w = mg_rq_at(qp, qp->rq_head);
-	if (h->payload_len > w->length - r->offset) {
+	if (h->payload_len > qp->taken->length - r->offset) {
 		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_LOC_LEN_ERR);
 		return;
 	}
-	err = mg_sge_scatter(qp->pd, w->sge, w->n_sge, r->offset, h->payload, h->payload_len);
+	err = mg_recv_scatter(qp, r->offset, h->payload, h->payload_len);
 	if (err) {
 		refuse(qp, MG_NAK_REM_OP, IBV_WC_LOC_PROT_ERR);
 		return;
 	}
 	r->offset += h->payload_len;
 	if (h->mask & (MG_P_LAST | MG_P_ONLY)) {
-		r->have_wqe = false;
 		recv_done(qp, h, IBV_WC_RECV, r->offset);
 	}
 	accepted(qp, h, 1);
@@ -217,7 +196,7 @@ static void rx_write(struct mg_qp *qp, const struct mg_hdrs *h)
 		refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
 		return;
 	}
-	if (h->mask & MG_H_IMM && qp->rq_head == qp->rq_tail) {
+	if (h->mask & MG_H_IMM && !mg_recv_take(qp, qp->srq)) {
 		rnr(qp);
 		return;
 	}
