@@ -186,11 +186,40 @@ bool mg_tx_pending(const struct mg_engine *e)
 
 /* ---- receiving ------------------------------------------------------------------------------------ */
 
+/* Which service's packets a QP takes; the migration extension's are for connected ones. */
+static bool service_ok(const struct mg_qp *qp, const struct mg_hdrs *h)
+{
+	unsigned svc = h->opcode & MG_SVC_MASK;
+
+	switch (qp->type) {
+	case IBV_QPT_RC: return svc == MG_SVC_RC || svc == MG_SVC_MIG;
+	default: return false;
+	}
+}
+
+/* A packet of a connected service, from anybody: only the peer's counts. */
+static void rx_connected(struct mg_qp *qp, mg_time now, const struct mg_rx *meta, const struct mg_hdrs *h)
+{
+	struct mg_engine *e = qp->e;
+
+	if (memcmp(meta->src.gid, qp->peer.gid, 16) != 0) {
+		e->counters[MG_CNT_RX_BAD_SOURCE]++;
+		return;
+	}
+	e->counters[MG_CNT_RX_BYTES] += h->payload_len;
+	qp->rx_bytes += h->payload_len;
+	if (h->capable)
+		mg_mig_heard(qp, now);
+	if (h->mask & MG_P_REQUEST)
+		mg_resp_rx(qp, now, h);
+	else
+		mg_comp_rx(qp, now, h);
+}
+
 void mg_rx(struct mg_engine *e, mg_time now, const struct mg_rx *meta, const uint8_t *buf, size_t len)
 {
 	struct mg_hdrs h;
 	struct mg_qp *qp;
-	unsigned svc;
 
 	if (e->stopped)
 		return;
@@ -203,31 +232,17 @@ void mg_rx(struct mg_engine *e, mg_time now, const struct mg_rx *meta, const uin
 		e->counters[MG_CNT_RX_NO_QP]++;
 		return;
 	}
-	svc = h.opcode & MG_SVC_MASK;
 	/* Another service, or another partition: dropped in silence (IBA 9.6.1.1). */
-	if ((svc != MG_SVC_RC && svc != MG_SVC_MIG) || (h.pkey & 0x7fff) != (MG_PKEY_DEFAULT & 0x7fff)) {
+	if (!service_ok(qp, &h) || (h.pkey & 0x7fff) != (MG_PKEY_DEFAULT & 0x7fff)) {
 		e->counters[MG_CNT_RX_MALFORMED]++;
 		return;
 	}
 	e->counters[MG_CNT_RX_PACKETS]++;
 	qp->rx_packets++;
-	if (svc == MG_SVC_MIG) {
+	if (h.mask & MG_P_CONTROL)
 		mg_mig_rx(qp, now, meta, &h);
-		mg_qp_deadline(qp);
-		return;
-	}
-	if (memcmp(meta->src.gid, qp->peer.gid, 16) != 0) {
-		e->counters[MG_CNT_RX_BAD_SOURCE]++;
-		return;
-	}
-	e->counters[MG_CNT_RX_BYTES] += h.payload_len;
-	qp->rx_bytes += h.payload_len;
-	if (h.capable)
-		mg_mig_heard(qp, now);
-	if (h.mask & MG_P_REQUEST)
-		mg_resp_rx(qp, now, &h);
 	else
-		mg_comp_rx(qp, now, &h);
+		rx_connected(qp, now, meta, &h);
 	mg_qp_deadline(qp);
 }
 

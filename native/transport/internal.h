@@ -338,6 +338,11 @@ void mg_qp_hdrs(const struct mg_qp *qp, uint8_t opcode, uint32_t psn,
 /* Finish *p from *h and the payload pieces already in p->iov (n_iov pieces, n bytes). */
 void mg_pkt_finish(struct mg_qp *qp, struct mg_pkt *p, struct mg_hdrs *h, uint32_t n);
 
+/* qp_attr.c: 0, or EINVAL for a mask or value that is not allowed; ENOMEM */
+int mg_qp_check_transition(enum ibv_qp_type type, enum ibv_qp_state from, enum ibv_qp_state to, int mask);
+int mg_qp_check_attr(const struct mg_qp *qp, const struct ibv_qp_attr *attr, int mask);
+int mg_qp_apply_attr(struct mg_qp *qp, const struct ibv_qp_attr *attr, int mask);
+
 /* requester.c */
 enum mg_tx_result {
 	MG_TX_NONE,   /* nothing to send now */
