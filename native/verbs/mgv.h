@@ -226,6 +226,10 @@ int mgv_query_device_ex(struct ibv_context *c, const struct ibv_query_device_ex_
 			struct ibv_device_attr_ex *attr, size_t size);
 int mgv_query_port(struct ibv_context *c, uint8_t port, struct ibv_port_attr *attr, size_t len);
 
+/* sysfs.c: the text of a file below the device's directory in /sys, without line end */
+#define MGV_SYSFS_MAX 128
+bool mgv_sysfs(const char *file, char *out, size_t size);
+
 /* pd.c, mr.c */
 struct ibv_td *mgv_alloc_td(struct ibv_context *c, struct ibv_td_init_attr *attr);
 int mgv_dealloc_td(struct ibv_td *td);

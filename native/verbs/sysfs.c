@@ -37,7 +37,7 @@ static bool indexed(const char *file, const char *prefix, unsigned n, unsigned *
 	return !*end && v < n;
 }
 
-static bool content(const char *file, char *out, size_t size)
+bool mgv_sysfs(const char *file, char *out, size_t size)
 {
 	static const struct {
 		const char *file, *text;
@@ -88,7 +88,7 @@ int ibv_read_sysfs_file(const char *dir, const char *file, char *buf, size_t siz
 MGV_EXPORT int ibv_read_sysfs_file(const char *dir, const char *file, char *buf, size_t size)
 {
 	size_t own = strlen(mgv_device.ib.ibdev_path);
-	char text[128], path[512];
+	char text[MGV_SYSFS_MAX], path[512];
 	size_t len;
 
 	/* dir may already hold a part of the way: ".../rxe0/ports/1" with "pkeys/0". */
@@ -96,7 +96,7 @@ MGV_EXPORT int ibv_read_sysfs_file(const char *dir, const char *file, char *buf,
 		return MGV_FORWARD_NEG(ibv_read_sysfs_file, dir, file, buf, size);
 	dir += own + (dir[own] == '/');
 	snprintf(path, sizeof(path), "%s%s%s", dir, *dir && dir[strlen(dir) - 1] != '/' ? "/" : "", file);
-	if (!content(path, text, sizeof(text))) {
+	if (!mgv_sysfs(path, text, sizeof(text))) {
 		errno = ENOENT;
 		return -1;
 	}
