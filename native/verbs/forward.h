@@ -13,6 +13,8 @@
 #include <stddef.h>
 
 void *mgv_real_symbol(const char *name);
+/* The C library's dlsym; the one that programs see is ours (dlsym.c). */
+void *mgv_dlsym(void *handle, const char *name);
 
 #define MGV_REAL_AS(type, name)                                                            \
 	({                                                                                 \

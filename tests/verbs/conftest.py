@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from verbs_pair import Pair
-from verbs_programs import FORWARD, PROGRAMS, Builder, Preload
+from verbs_programs import DLOPEN, FORWARD, PROGRAMS, Builder, Preload
 
 from migroce import paths
 
@@ -33,6 +33,7 @@ def programs(library: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     builder = Builder(library, tmp_path_factory.mktemp("verbs"))
     built = {name: builder.program(name) for name in PROGRAMS}
     built[FORWARD] = builder.forward_program()
+    built[DLOPEN] = builder.dlopen_program()
     return built
 
 

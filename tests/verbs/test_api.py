@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from verbs_programs import FORWARD, PROGRAMS, Preload, cases_of
+from verbs_programs import DLOPEN, FORWARD, PROGRAMS, Preload, cases_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")
 
-CASES = [(program, name) for program in (*PROGRAMS, FORWARD) for name in cases_of(program)]
+CASES = [(program, name) for program in (*PROGRAMS, FORWARD, DLOPEN) for name in cases_of(program)]
 
 
 @pytest.mark.parametrize(("program", "name"), CASES, ids=[f"{p[2:]}:{n}" for p, n in CASES])

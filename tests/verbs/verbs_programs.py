@@ -17,6 +17,7 @@ FLAGS = (
 )  # fmt: skip
 PROGRAMS = ("t_device", "t_memory", "t_qp", "t_data", "t_errors", "t_events", "t_ex", "t_files", "t_threads")
 FORWARD = "t_forward"
+DLOPEN = "t_dlopen"
 
 
 def cases_of(program: str) -> list[str]:
@@ -53,6 +54,13 @@ class Builder:
         )  # fmt: skip
         # What the stub lacks is found in our library, as it is when an older libibverbs lacks it.
         return self._link(FORWARD, [str(real), str(self.library), f"-Wl,-rpath,{stub}"])
+
+    def dlopen_program(self) -> Path:
+        """The program that is not linked with libibverbs, beside a plugin that is."""
+        self._cc("-shared", "-fPIC", SOURCES / "plugin.c", "-o", self.out / "tvplugin.so", "-libverbs")
+        # Without what tv.c has for programs that are.
+        options = ("-ffunction-sections", "-Wl,--gc-sections", "-Wl,--export-dynamic-symbol=getppid")
+        return self._link(DLOPEN, [*options, f"-Wl,-rpath,{self.out}"])
 
     def _link(self, name: str, libraries: Sequence[str]) -> Path:
         out = self.out / name
