@@ -218,6 +218,7 @@ static void create_side(struct side *s, uint8_t last)
 	const uint32_t depth = w.options & OPT_SMALL_CQ ? 3 : CQ_DEPTH;
 	struct mg_config cfg = {.qpn_base = 0x40000, .qpn_count = 0x40000, .max_path_mtu = 4096};
 	struct ibv_qp_init_attr_ex init = {.qp_type = IBV_QPT_RC, .sq_sig_all = !!(w.options & OPT_SIG_ALL)};
+	struct mg_qp_parts parts;
 
 	memcpy(cfg.addr.gid, (const uint8_t[16]){[10] = 0xff, 0xff, 10, 0, 0, last}, 16);
 	s->addr = cfg.addr;
@@ -237,10 +238,11 @@ static void create_side(struct side *s, uint8_t last)
 	FUZZ_CHECK(!mg_mr_create(s->other_pd, s->kept_mem, KEPT_LEN, KEPT_VA, all, &s->foreign));
 	FUZZ_CHECK(!mg_cq_create(s->e, depth, s, &s->send_cq) && !mg_cq_create(s->e, depth, s, &s->recv_cq));
 	init.cap = (struct ibv_qp_cap){DEPTH, DEPTH, 4, 4, 64};
+	parts = (struct mg_qp_parts){.pd = s->pd, .send_cq = s->send_cq, .recv_cq = s->recv_cq};
 	for (unsigned q = 0; q < N_QP; q++) {
 		struct conn *c = &s->c[q];
 
-		FUZZ_CHECK(!mg_qp_create(s->pd, s->send_cq, s->recv_cq, &init, s, &c->qp));
+		FUZZ_CHECK(!mg_qp_create(s->e, &parts, &init, s, &c->qp));
 		FUZZ_CHECK(mg_qp_owner(c->qp) == s);
 		c->qpn = mg_qp_num(c->qp);
 		FUZZ_CHECK(c->qpn >= cfg.qpn_base && c->qpn < cfg.qpn_base + cfg.qpn_count && c->qpn > 1);

@@ -323,12 +323,14 @@ int mgs_qp_new(struct mgs_world *w, int pd, int send_cq, int recv_cq, struct mgs
 		.cap = {caps->max_send_wr, caps->max_recv_wr, caps->max_send_sge, caps->max_recv_sge,
 			caps->max_inline},
 	};
+	struct mg_qp_parts parts;
 	struct mg_qp *qp;
 	int rc, i;
 
 	if (!p || !s || !r)
 		return -EINVAL;
-	rc = mg_qp_create(p->pd, s->cq, r->cq, &attr, NULL, &qp);
+	parts = (struct mg_qp_parts){.pd = p->pd, .send_cq = s->cq, .recv_cq = r->cq};
+	rc = mg_qp_create(w->engine[p->engine].e, &parts, &attr, NULL, &qp);
 	if (rc)
 		return -rc;
 	*caps = (struct mgs_caps){attr.cap.max_send_wr, attr.cap.max_recv_wr, attr.cap.max_send_sge,

@@ -39,9 +39,10 @@ static void dump_qp(struct writer *w, const struct mg_qp *qp)
 			  : m->resuming				? MG_MSTATE_RESUMING
 			  : m->paused				? MG_MSTATE_PAUSED
 								: MG_MSTATE_NORMAL,
-		.pd = qp->pd->handle,
-		.send_cq = qp->send_cq->handle,
-		.recv_cq = qp->recv_cq->handle,
+		.pd = qp->pd ? qp->pd->handle : 0,
+		.send_cq = qp->send_cq ? qp->send_cq->handle : 0,
+		.recv_cq = qp->recv_cq ? qp->recv_cq->handle : 0,
+		.srq = qp->srq ? qp->srq->handle : 0,
 		.peer_qpn = qp->peer_qpn,
 		.path_mtu = qp->mtu,
 		.peer_capable = m->peer_capable,

@@ -59,6 +59,10 @@ void mg_engine_destroy(struct mg_engine *e)
 		return;
 	for (uint32_t it = 0; (o = mg_idtab_next(&e->qps, &it)); it = 0)
 		mg_qp_destroy(o);
+	for (uint32_t it = 0; (o = mg_idtab_next(&e->srqs, &it)); it = 0)
+		mg_srq_destroy(o);
+	for (uint32_t it = 0; (o = mg_idtab_next(&e->xrcds, &it)); it = 0)
+		mg_xrcd_destroy(o);
 	for (uint32_t it = 0; (o = mg_idtab_next(&e->mrs, &it)); it = 0)
 		mg_mr_destroy(o);
 	for (uint32_t it = 0; (o = mg_idtab_next(&e->cqs, &it)); it = 0)
@@ -66,6 +70,8 @@ void mg_engine_destroy(struct mg_engine *e)
 	for (uint32_t it = 0; (o = mg_idtab_next(&e->pds, &it)); it = 0)
 		mg_pd_destroy(o);
 	mg_idtab_free(&e->qps);
+	mg_idtab_free(&e->srqs);
+	mg_idtab_free(&e->xrcds);
 	mg_idtab_free(&e->mrs);
 	mg_idtab_free(&e->cqs);
 	mg_idtab_free(&e->pds);
@@ -78,7 +84,7 @@ uint32_t mg_engine_handle(struct mg_engine *e)
 	do { /* wraps after 2^32 objects; 0 means none */
 		e->next_handle++;
 	} while (!e->next_handle || mg_idtab_get(&e->pds, e->next_handle) ||
-		 mg_idtab_get(&e->cqs, e->next_handle));
+		 mg_idtab_get(&e->cqs, e->next_handle) || mg_idtab_get(&e->xrcds, e->next_handle));
 	return e->next_handle;
 }
 
@@ -192,7 +198,9 @@ static bool service_ok(const struct mg_qp *qp, const struct mg_hdrs *h)
 	unsigned svc = h->opcode & MG_SVC_MASK;
 
 	switch (qp->type) {
-	case IBV_QPT_RC: return svc == MG_SVC_RC || svc == MG_SVC_MIG;
+	case IBV_QPT_RC:
+	case IBV_QPT_XRC_SEND:
+	case IBV_QPT_XRC_RECV: return svc == qp->svc || svc == MG_SVC_MIG;
 	default: return false;
 	}
 }
@@ -210,10 +218,10 @@ static void rx_connected(struct mg_qp *qp, mg_time now, const struct mg_rx *meta
 	qp->rx_bytes += h->payload_len;
 	if (h->capable)
 		mg_mig_heard(qp, now);
-	if (h->mask & MG_P_REQUEST)
-		mg_resp_rx(qp, now, h);
-	else
+	if (!(h->mask & MG_P_REQUEST))
 		mg_comp_rx(qp, now, h);
+	else if (qp->type != IBV_QPT_XRC_SEND)
+		mg_resp_rx(qp, now, h);
 }
 
 void mg_rx(struct mg_engine *e, mg_time now, const struct mg_rx *meta, const uint8_t *buf, size_t len)
@@ -239,6 +247,8 @@ void mg_rx(struct mg_engine *e, mg_time now, const struct mg_rx *meta, const uin
 	}
 	e->counters[MG_CNT_RX_PACKETS]++;
 	qp->rx_packets++;
+	if (!(h.mask & MG_P_CONTROL))
+		h.opcode &= (uint8_t)~MG_SVC_MASK; /* what it does is the same in every service */
 	if (h.mask & MG_P_CONTROL)
 		mg_mig_rx(qp, now, meta, &h);
 	else

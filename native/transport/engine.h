@@ -28,6 +28,7 @@ typedef uint64_t mg_time; /* ns */
 #define MG_MAX_INLINE 1024u /* bytes */
 #define MG_MAX_QP_WR 16384u
 #define MG_MAX_CQE 1048576u
+#define MG_MAX_SRQ_WR 1048576u
 #define MG_MAX_RD_ATOMIC 128u
 #define MG_PKT_COPY 256u /* payloads up to this are copied behind the headers */
 
@@ -39,6 +40,8 @@ struct mg_engine;
 struct mg_pd;
 struct mg_mr;
 struct mg_cq;
+struct mg_srq;
+struct mg_xrcd;
 struct mg_qp;
 
 /* What the engine asks of its surroundings. Called from within mg_* calls; must not call back. */
@@ -47,7 +50,7 @@ struct mg_ops {
 	void (*random)(void *arg, void *buf, size_t n);
 	/* An armed CQ got a completion (ibv_req_notify_cq): write to its channel. It is disarmed. */
 	void (*cq_event)(void *arg, struct mg_cq *cq);
-	/* An asynchronous event; `object` is the mg_qp / mg_cq it is about. */
+	/* An asynchronous event; `object` is the mg_qp / mg_cq / mg_srq it is about. */
 	void (*async_event)(void *arg, enum ibv_event_type type, void *object);
 };
 
@@ -83,20 +86,45 @@ int mg_cq_poll(struct mg_cq *cq, int n, struct ibv_wc *wc); /* entries written, 
 void mg_cq_arm(struct mg_cq *cq, bool solicited_only);
 
 /*
- * attr: as for ibv_create_qp_ex; qp_type IBV_QPT_RC (others EOPNOTSUPP until issue 4), cap is
- * updated to what was granted. `send_cq`, `recv_cq` replace the pointers inside attr.
+ * A shared receive queue. With an XRC domain and a CQ for its receive completions: an XRC one.
+ * *attr is updated to what was granted; its srq_limit is not looked at. Numbers are unique per engine.
  */
-int mg_qp_create(struct mg_pd *pd, struct mg_cq *send_cq, struct mg_cq *recv_cq,
-		 struct ibv_qp_init_attr_ex *attr, void *owner, struct mg_qp **out);
+int mg_srq_create(struct mg_pd *pd, struct mg_xrcd *xrcd, struct mg_cq *cq, struct ibv_srq_attr *attr,
+		  void *owner, struct mg_srq **out);
+int mg_srq_destroy(struct mg_srq *srq); /* EBUSY while used */
+int mg_srq_modify(struct mg_srq *srq, const struct ibv_srq_attr *attr, int mask);
+void mg_srq_query(const struct mg_srq *srq, struct ibv_srq_attr *attr);
+uint32_t mg_srq_num(const struct mg_srq *srq);
+void *mg_srq_owner(const struct mg_srq *srq);
+
+struct mg_xrcd *mg_xrcd_create(struct mg_engine *e);
+int mg_xrcd_destroy(struct mg_xrcd *xrcd); /* EBUSY while used */
+
+/* What a QP is made of. Which of them it needs is a matter of its type; the others are NULL. */
+struct mg_qp_parts {
+	struct mg_pd *pd; /* all but XRC_RECV */
+	struct mg_cq *send_cq, *recv_cq;
+	struct mg_srq *srq;   /* may be NULL: a receive queue of its own */
+	struct mg_xrcd *xrcd; /* XRC_RECV only */
+};
+/*
+ * attr: as for ibv_create_qp_ex, its type, capabilities and sq_sig_all; cap is updated to what was
+ * granted. The objects are those in `parts`. EOPNOTSUPP: a type that we do not have.
+ */
+int mg_qp_create(struct mg_engine *e, const struct mg_qp_parts *parts, struct ibv_qp_init_attr_ex *attr,
+		 void *owner, struct mg_qp **out);
 int mg_qp_destroy(struct mg_qp *qp);
 uint32_t mg_qp_num(const struct mg_qp *qp);
 void *mg_qp_owner(const struct mg_qp *qp);
+void mg_qp_set_owner(struct mg_qp *qp, void *owner);
+struct mg_qp *mg_xrcd_find(const struct mg_xrcd *xrcd, uint32_t qpn); /* an XRC_RECV QP of it, or NULL */
 int mg_qp_modify(struct mg_qp *qp, mg_time now, const struct ibv_qp_attr *attr, int mask);
 int mg_qp_query(struct mg_qp *qp, struct ibv_qp_attr *attr, int mask, struct ibv_qp_init_attr *init);
 
 /* As ibv_post_send / ibv_post_recv: on error *bad is the first one not posted. */
 int mg_post_send(struct mg_qp *qp, mg_time now, struct ibv_send_wr *wr, struct ibv_send_wr **bad);
 int mg_post_recv(struct mg_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad);
+int mg_post_srq_recv(struct mg_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad);
 uint32_t mg_qp_send_room(const struct mg_qp *qp); /* work requests that can be posted now */
 
 /* ---- packets and time ------------------------------------------------------------------ */

@@ -94,6 +94,7 @@ struct mg_swqe {
 	uint64_t remote_addr;
 	uint32_t rkey;
 	uint32_t imm;	/* host order */
+	uint32_t srqn;	/* of an XRC request */
 	uint8_t opcode; /* enum ibv_wr_opcode */
 	uint8_t flags;	/* enum mg_wqe_flag */
 	uint8_t n_sge;
@@ -120,8 +121,23 @@ struct mg_rq {
 };
 
 struct mg_srq {
+	struct mg_engine *e;
 	struct mg_pd *pd;
+	struct mg_xrcd *xrcd; /* NULL: a basic one */
+	struct mg_cq *cq;     /* an XRC one's receive completions; NULL: they go to the QP's CQ */
+	void *owner;
+	uint32_t num;
+	uint32_t handle;
+	uint32_t refs; /* QPs */
 	struct mg_rq rq;
+	uint32_t limit; /* below: IBV_EVENT_SRQ_LIMIT_REACHED, once; 0: not armed */
+	uint64_t total; /* requests taken ever */
+};
+
+struct mg_xrcd {
+	struct mg_engine *e;
+	uint32_t handle;
+	uint32_t refs; /* SRQs and QPs */
 };
 
 /* One READ answer to send or send again; requests are answered in PSN order. */
@@ -131,6 +147,7 @@ struct mg_job {
 	bool started;	   /* its first packet has gone out */
 	uint64_t va;	   /* of the next packet's data */
 	uint32_t rkey;
+	uint32_t srqn; /* XRC: in whose PD */
 	uint32_t left; /* bytes */
 };
 
@@ -204,12 +221,15 @@ struct mg_migration {
 
 struct mg_qp {
 	struct mg_engine *e;
+	/* Of an XRC_RECV QP: the PD of the request being executed, NULL in between. */
 	struct mg_pd *pd;
-	struct mg_cq *send_cq, *recv_cq;
+	struct mg_cq *send_cq, *recv_cq; /* NULL where the type has none */
+	struct mg_xrcd *xrcd;		 /* of an XRC_RECV QP */
 	void *owner;
 	uint32_t qpn;
 	enum ibv_qp_state state;
 	enum ibv_qp_type type;
+	uint8_t svc; /* enum mg_service: in each opcode it sends and takes */
 	struct ibv_qp_cap cap;
 	bool sq_sig_all;
 	struct ibv_qp_attr attr; /* as set by modify_qp */
@@ -227,7 +247,7 @@ struct mg_qp {
 	uint8_t *sq; /* ring of sq_size entries, sq_stride bytes each */
 	uint32_t sq_size, sq_stride;
 	struct mg_rq rq;
-	struct mg_srq *srq;    /* used in place of rq */
+	struct mg_srq *srq;    /* used in place of rq; of an XRC_RECV QP as `pd` */
 	struct mg_rwqe *taken; /* mg_recv_take */
 
 	struct mg_list ready; /* in e->ready when something may be sent, in e->held when it may wait */
@@ -245,6 +265,8 @@ struct mg_engine {
 	void *arg;
 	struct mg_idtab qps, mrs;
 	struct mg_idtab pds, cqs; /* by handle */
+	struct mg_idtab srqs;	  /* by number */
+	struct mg_idtab xrcds;	  /* by handle */
 	uint32_t next_handle;
 	struct mg_list ready, held;
 	struct mg_qp **heap;
@@ -316,6 +338,7 @@ void mg_cq_push(struct mg_cq *cq, const struct ibv_wc *wc, bool solicited);
 /* rq.c */
 int mg_rq_init(struct mg_rq *rq, uint32_t max_wr, uint32_t max_sge);
 void mg_rq_free(struct mg_rq *rq);
+int mg_rq_resize(struct mg_rq *rq, uint32_t max_wr);		/* EINVAL: more are queued */
 int mg_rq_post(struct mg_rq *rq, const struct ibv_recv_wr *wr); /* one; EINVAL, ENOMEM: full */
 struct mg_rwqe *mg_rwqe_alloc(void);				/* room for one of any queue */
 /*
@@ -327,6 +350,9 @@ int mg_recv_scatter(struct mg_qp *qp, uint32_t offset, const uint8_t *data,
 		    uint32_t len); /* into qp->taken; as mg_sge_scatter */
 void mg_recv_done(struct mg_qp *qp, struct ibv_wc *wc, bool solicited); /* fills wr_id and qp_num */
 void mg_recv_flush(struct mg_qp *qp);
+
+/* srq.c */
+void mg_srq_taken(struct mg_srq *srq); /* one was taken: tell of the limit */
 
 /* qp.c */
 void mg_qp_error(struct mg_qp *qp);			       /* to ERR: everything queued is flushed */

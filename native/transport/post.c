@@ -18,6 +18,8 @@ static int check_send(const struct mg_qp *qp, const struct ibv_send_wr *wr, uint
 	bool inl = wr->send_flags & IBV_SEND_INLINE;
 
 	*length = 0;
+	if (qp->type == IBV_QPT_XRC_RECV)
+		return EINVAL;
 	if (!known_opcode(wr->opcode))
 		return wr->opcode <= IBV_WR_TSO ? EOPNOTSUPP : EINVAL;
 	if (wr->num_sge < 0 || (!inl && (uint32_t)wr->num_sge > qp->cap.max_send_sge) ||
@@ -45,6 +47,7 @@ static void fill_send(struct mg_qp *qp, struct mg_swqe *w, const struct ibv_send
 	w->imm = ntohl(wr->imm_data);
 	w->remote_addr = wr->wr.rdma.remote_addr;
 	w->rkey = wr->wr.rdma.rkey;
+	w->srqn = wr->qp_type.xrc.remote_srqn & MG_QPN_MASK;
 	w->flags = (uint8_t)((wr->send_flags & IBV_SEND_SIGNALED || qp->sq_sig_all ? MG_WQE_SIGNALED : 0) |
 			     (wr->send_flags & IBV_SEND_SOLICITED ? MG_WQE_SOLICITED : 0) |
 			     (wr->send_flags & IBV_SEND_FENCE ? MG_WQE_FENCE : 0) |
@@ -100,7 +103,9 @@ int mg_post_recv(struct mg_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **
 	int err = 0;
 
 	for (; wr; wr = wr->next) {
-		err = qp->state == IBV_QPS_RESET || qp->srq ? EINVAL : mg_rq_post(&qp->rq, wr);
+		bool none = qp->srq || qp->type == IBV_QPT_XRC_SEND || qp->type == IBV_QPT_XRC_RECV;
+
+		err = qp->state == IBV_QPS_RESET || none ? EINVAL : mg_rq_post(&qp->rq, wr);
 		if (err)
 			break;
 	}
@@ -108,6 +113,17 @@ int mg_post_recv(struct mg_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **
 		*bad = wr;
 	if (qp->state == IBV_QPS_ERR)
 		mg_resp_flush(qp);
+	return err;
+}
+
+int mg_post_srq_recv(struct mg_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
+{
+	int err = 0;
+
+	for (; wr && !err; wr = err ? wr : wr->next)
+		err = mg_rq_post(&srq->rq, wr);
+	if (err && bad)
+		*bad = wr;
 	return err;
 }
 

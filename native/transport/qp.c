@@ -51,31 +51,81 @@ static int draw_qpn(struct mg_engine *e, uint32_t *qpn)
 	return ENOMEM;
 }
 
-int mg_qp_create(struct mg_pd *pd, struct mg_cq *send_cq, struct mg_cq *recv_cq,
-		 struct ibv_qp_init_attr_ex *attr, void *owner, struct mg_qp **out)
+static uint8_t service(enum ibv_qp_type type)
 {
-	struct mg_engine *e = pd->e;
+	return type == IBV_QPT_XRC_SEND || type == IBV_QPT_XRC_RECV ? MG_SVC_XRC : MG_SVC_RC;
+}
+
+/* Which parts a type is made of; those it does not use are left out of *q. */
+static int check_parts(const struct mg_qp_parts *p, enum ibv_qp_type type, struct mg_qp_parts *q)
+{
+	*q = *p;
+	switch (type) {
+	case IBV_QPT_RC:
+		q->xrcd = NULL;
+		return p->pd && p->send_cq && p->recv_cq && !(p->srq && p->srq->xrcd) ? 0 : EINVAL;
+	case IBV_QPT_XRC_SEND:
+		*q = (struct mg_qp_parts){.pd = p->pd, .send_cq = p->send_cq};
+		return p->pd && p->send_cq ? 0 : EINVAL;
+	case IBV_QPT_XRC_RECV: *q = (struct mg_qp_parts){.xrcd = p->xrcd}; return p->xrcd ? 0 : EINVAL;
+	default: return EOPNOTSUPP;
+	}
+}
+
+/* Queues that a type does not have are not looked at, and granted as nothing. */
+static int check_caps(const struct mg_qp_parts *q, struct ibv_qp_cap *cap)
+{
+	if (!q->send_cq)
+		cap->max_send_wr = cap->max_send_sge = cap->max_inline_data = 0;
+	if (!q->recv_cq || q->srq)
+		cap->max_recv_wr = cap->max_recv_sge = 0;
+	return cap->max_send_wr > MG_MAX_QP_WR || cap->max_recv_wr > MG_MAX_QP_WR ||
+			       cap->max_send_sge > MG_MAX_SGE || cap->max_recv_sge > MG_MAX_SGE ||
+			       cap->max_inline_data > MG_MAX_INLINE
+		       ? EINVAL
+		       : 0;
+}
+
+/* Count `by` (1 or -1) users more of all that the QP is made of. */
+static void count_refs(struct mg_qp *qp, uint32_t by)
+{
+	if (qp->xrcd)
+		qp->xrcd->refs += by;
+	else
+		qp->pd->refs += by;
+	if (qp->send_cq)
+		qp->send_cq->refs += by;
+	if (qp->recv_cq)
+		qp->recv_cq->refs += by;
+	if (qp->srq)
+		qp->srq->refs += by;
+}
+
+int mg_qp_create(struct mg_engine *e, const struct mg_qp_parts *parts, struct ibv_qp_init_attr_ex *attr,
+		 void *owner, struct mg_qp **out)
+{
+	struct mg_qp_parts p;
 	struct mg_qp *qp;
 	int err;
 
-	if (attr->qp_type != IBV_QPT_RC || attr->srq)
-		return EOPNOTSUPP;
-	if (!send_cq || !recv_cq)
-		return EINVAL;
-	if (attr->cap.max_send_wr > MG_MAX_QP_WR || attr->cap.max_recv_wr > MG_MAX_QP_WR ||
-	    attr->cap.max_send_sge > MG_MAX_SGE || attr->cap.max_recv_sge > MG_MAX_SGE ||
-	    attr->cap.max_inline_data > MG_MAX_INLINE)
-		return EINVAL;
+	err = check_parts(parts, attr->qp_type, &p);
+	if (!err)
+		err = check_caps(&p, &attr->cap);
+	if (err)
+		return err;
 	qp = calloc(1, sizeof(*qp));
 	if (!qp)
 		return ENOMEM;
 	*qp = (struct mg_qp){.e = e,
-			     .pd = pd,
-			     .send_cq = send_cq,
-			     .recv_cq = recv_cq,
+			     .pd = p.pd,
+			     .send_cq = p.send_cq,
+			     .recv_cq = p.recv_cq,
+			     .srq = p.srq,
+			     .xrcd = p.xrcd,
 			     .owner = owner,
 			     .state = IBV_QPS_RESET,
 			     .type = attr->qp_type,
+			     .svc = service(attr->qp_type),
 			     .cap = attr->cap,
 			     .sq_sig_all = attr->sq_sig_all,
 			     .timer = MG_NEVER,
@@ -96,9 +146,7 @@ int mg_qp_create(struct mg_pd *pd, struct mg_cq *send_cq, struct mg_cq *recv_cq,
 	qp->mig.announce_at = qp->mig.token_at = qp->mig.resume_at = qp->mig.probe_at = MG_NEVER;
 	mg_req_reset(qp);
 	mg_resp_reset(qp);
-	pd->refs++;
-	send_cq->refs++;
-	recv_cq->refs++;
+	count_refs(qp, 1);
 	*out = qp;
 	return 0;
 }
@@ -119,9 +167,7 @@ int mg_qp_destroy(struct mg_qp *qp)
 	unready(qp);
 	mg_heap_remove(qp);
 	mg_idtab_del(&e->qps, qp->qpn);
-	qp->pd->refs--;
-	qp->send_cq->refs--;
-	qp->recv_cq->refs--;
+	count_refs(qp, UINT32_MAX);
 	free(qp->req.reads);
 	free(qp->resp.res);
 	free(qp->resp.jobs);
@@ -138,6 +184,11 @@ uint32_t mg_qp_num(const struct mg_qp *qp)
 void *mg_qp_owner(const struct mg_qp *qp)
 {
 	return qp->owner;
+}
+
+void mg_qp_set_owner(struct mg_qp *qp, void *owner)
+{
+	qp->owner = owner;
 }
 
 /* ---- states (what a transition may set: qp_attr.c) ------------------------------------------ */
@@ -222,6 +273,8 @@ void mg_qp_error(struct mg_qp *qp)
 	mg_heap_remove(qp);
 	mg_req_flush(qp);
 	mg_resp_flush(qp);
+	if (qp->srq && !qp->xrcd) /* the queue may lose its last QP now: no more will be taken for this one */
+		qp->e->ops->async_event(qp->e->arg, IBV_EVENT_QP_LAST_WQE_REACHED, qp);
 	if (nak) { /* the peer is still told why */
 		qp->resp.nak = nak;
 		mg_qp_ready(qp);
@@ -260,7 +313,7 @@ void mg_qp_timer(struct mg_qp *qp, mg_time now)
 
 void mg_qp_hdrs(const struct mg_qp *qp, uint8_t opcode, uint32_t psn, struct mg_hdrs *h)
 {
-	*h = (struct mg_hdrs){.opcode = opcode,
+	*h = (struct mg_hdrs){.opcode = opcode & MG_SVC_MASK ? opcode : opcode | qp->svc,
 			      .capable = true,
 			      .pkey = MG_PKEY_DEFAULT,
 			      .dest_qpn = qp->peer_qpn,

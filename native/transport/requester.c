@@ -122,6 +122,7 @@ static int build_data(struct mg_qp *qp, struct mg_swqe *w, bool ackreq, struct m
 	h.reth.va = w->remote_addr;
 	h.reth.rkey = w->rkey;
 	h.reth.length = w->length;
+	h.xrc_srqn = w->srqn;
 	mg_pkt_finish(qp, p, &h, n);
 	return IBV_WC_SUCCESS;
 }
@@ -136,6 +137,7 @@ static void build_read(struct mg_qp *qp, const struct mg_swqe *w, uint32_t n_psn
 	p->n_iov = 0;
 	mg_qp_hdrs(qp, MG_OP_READ_REQ, (uint32_t)r->snd, &h);
 	h.ackreq = true;
+	h.xrc_srqn = w->srqn;
 	h.reth.va = w->remote_addr + offset;
 	h.reth.rkey = w->rkey;
 	h.reth.length = w->length - offset < bytes ? w->length - offset : (uint32_t)bytes;

@@ -90,6 +90,26 @@ static void rnr(struct mg_qp *qp)
 	nak(qp, (uint8_t)(MG_AETH_RNR | (qp->attr.min_rnr_timer & 0x1f)));
 }
 
+/*
+ * An XRC request names a queue of its QP's domain and runs in that queue's PD (IBA annex A14). Both
+ * stay NULL if there is none, and may be gone when the next request comes.
+ */
+static void enter_xrc(struct mg_qp *qp, uint32_t srqn)
+{
+	struct mg_srq *srq = mg_idtab_get(&qp->e->srqs, srqn);
+
+	if (!srq || srq->xrcd != qp->xrcd)
+		return;
+	qp->srq = srq;
+	qp->pd = srq->pd;
+}
+
+static void leave_xrc(struct mg_qp *qp)
+{
+	qp->srq = NULL;
+	qp->pd = NULL;
+}
+
 /* ---- executing --------------------------------------------------------------------------------- */
 
 /* IBA 9.7.4.1.5: FIRST and ONLY begin a message, MIDDLE and LAST go on with the same kind. */
@@ -160,6 +180,9 @@ static void rx_send(struct mg_qp *qp, const struct mg_hdrs *h)
 			return;
 		}
 		r->offset = 0;
+	} else if (!r->have_wqe) { /* an XRC one's queue was destroyed */
+		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
+		return;
 	}
 	if (h->payload_len > qp->taken->length - r->offset) {
 		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_LOC_LEN_ERR);
@@ -221,13 +244,14 @@ static void add_job(struct mg_qp *qp, uint32_t psn, uint32_t last_psn, const str
 									     .last_psn = last_psn,
 									     .va = h->reth.va,
 									     .rkey = h->reth.rkey,
+									     .srqn = h->xrc_srqn,
 									     .left = h->reth.length};
 	mg_qp_ready(qp);
 }
 
 static bool read_allowed(const struct mg_qp *qp, const struct mg_hdrs *h)
 {
-	return qp->access & IBV_ACCESS_REMOTE_READ &&
+	return qp->access & IBV_ACCESS_REMOTE_READ && qp->pd &&
 	       (!h->reth.length ||
 		mg_mr_map(qp->pd, h->reth.rkey, h->reth.va, h->reth.length, IBV_ACCESS_REMOTE_READ));
 }
@@ -300,12 +324,11 @@ static void duplicate(struct mg_qp *qp, const struct mg_hdrs *h)
 	mg_qp_ready(qp);
 }
 
-void mg_resp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h)
+static void rx_request(struct mg_qp *qp, const struct mg_hdrs *h)
 {
 	struct mg_responder *r = &qp->resp;
 	int32_t diff = mg_psn_diff(h->psn, r->epsn);
 
-	(void)now;
 	if (diff > 0) {
 		if (!r->nak_sent) {
 			qp->e->counters[MG_CNT_SEQ_NAKS_TX]++;
@@ -320,7 +343,7 @@ void mg_resp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h)
 	if (r->nak && (r->nak & MG_AETH_KIND) == MG_AETH_RNR)
 		return; /* the RNR NAK about this very packet has not gone out yet */
 	r->nak = 0;	/* a sequence NAK that is no longer true */
-	if (!sequence_ok(r, h) || !length_ok(qp, h)) {
+	if (!sequence_ok(r, h) || !length_ok(qp, h) || (qp->xrcd && !qp->srq)) {
 		refuse(qp, MG_NAK_INVALID_REQ, r->have_wqe ? IBV_WC_LOC_QP_OP_ERR : IBV_WC_SUCCESS);
 		return;
 	}
@@ -334,6 +357,18 @@ void mg_resp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h)
 		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS); /* atomics, invalidate: not offered */
 }
 
+void mg_resp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h)
+{
+	(void)now;
+	if (!qp->xrcd) {
+		rx_request(qp, h);
+		return;
+	}
+	enter_xrc(qp, h->xrc_srqn);
+	rx_request(qp, h);
+	leave_xrc(qp);
+}
+
 /* ---- answering -------------------------------------------------------------------------------- */
 
 static bool tx_read(struct mg_qp *qp, struct mg_pkt *p)
@@ -345,7 +380,13 @@ static bool tx_read(struct mg_qp *qp, struct mg_pkt *p)
 	uint8_t *from = NULL;
 	struct mg_hdrs h;
 
-	if (n && !(from = mg_mr_map(qp->pd, j->rkey, j->va, n, IBV_ACCESS_REMOTE_READ))) {
+	if (qp->xrcd)
+		enter_xrc(qp, j->srqn);
+	if (n && qp->pd)
+		from = mg_mr_map(qp->pd, j->rkey, j->va, n, IBV_ACCESS_REMOTE_READ);
+	if (qp->xrcd)
+		leave_xrc(qp);
+	if (n && !from) {
 		/* Deregistered while we were answering: the NAK names the packet that cannot come. */
 		r->epsn = j->psn;
 		r->job_fill = 0;

@@ -41,6 +41,22 @@ void mg_rq_free(struct mg_rq *rq)
 	rq->ring = NULL;
 }
 
+int mg_rq_resize(struct mg_rq *rq, uint32_t max_wr)
+{
+	struct mg_rq new;
+	uint32_t n = mg_rq_fill(rq);
+
+	if (n > max_wr)
+		return EINVAL;
+	if (mg_rq_init(&new, max_wr, rq->max_sge))
+		return ENOMEM;
+	for (; new.tail < n; new.tail++)
+		memcpy(at(&new, new.tail), at(rq, rq->head + new.tail), rq->stride);
+	free(rq->ring);
+	*rq = new;
+	return 0;
+}
+
 int mg_rq_post(struct mg_rq *rq, const struct ibv_recv_wr *wr)
 {
 	struct mg_rwqe *w;
@@ -78,6 +94,8 @@ struct mg_rwqe *mg_recv_take(struct mg_qp *qp, struct mg_srq *srq)
 	memcpy(qp->taken, w, sizeof(*w) + w->n_sge * sizeof(w->sge[0]));
 	qp->resp.have_wqe = true;
 	qp->resp.wqe_srq = srq;
+	if (srq)
+		mg_srq_taken(srq);
 	return qp->taken;
 }
 
@@ -90,16 +108,20 @@ int mg_recv_scatter(struct mg_qp *qp, uint32_t offset, const uint8_t *data, uint
 
 void mg_recv_done(struct mg_qp *qp, struct ibv_wc *wc, bool solicited)
 {
+	struct mg_srq *srq = qp->resp.wqe_srq;
+
 	wc->wr_id = qp->taken->wr_id;
 	wc->qp_num = qp->qpn;
 	qp->resp.have_wqe = false;
 	qp->recv_done++;
-	mg_cq_push(qp->recv_cq, wc, solicited);
+	mg_cq_push(srq && srq->cq ? srq->cq : qp->recv_cq, wc, solicited);
 }
 
 void mg_recv_flush(struct mg_qp *qp)
 {
-	while (qp->resp.have_wqe || (!qp->srq && mg_recv_take(qp, NULL))) {
+	bool own = !qp->srq && !qp->xrcd; /* a shared queue keeps what it has for the others */
+
+	while (qp->resp.have_wqe || (own && mg_recv_take(qp, NULL))) {
 		struct ibv_wc wc = {.status = IBV_WC_WR_FLUSH_ERR};
 
 		mg_recv_done(qp, &wc, false);

@@ -32,6 +32,7 @@ struct ibv_qp *mgv_create_qp_ex(struct ibv_context *c, struct ibv_qp_init_attr_e
 {
 	struct mgv_context *ctx = mgv_ctx(c);
 	struct ibv_qp_init_attr_ex a;
+	struct mg_qp_parts parts;
 	struct mgv_qp *qp = NULL;
 	struct ibv_qp *ib;
 	int err;
@@ -47,7 +48,9 @@ struct ibv_qp *mgv_create_qp_ex(struct ibv_context *c, struct ibv_qp_init_attr_e
 	a = *attr;
 	qp->dev = ctx->dev;
 	mg_device_lock(ctx->dev);
-	err = mg_qp_create(mgv_pd(a.pd)->mg, mgv_cq(a.send_cq)->mg, mgv_cq(a.recv_cq)->mg, &a, qp, &qp->mg);
+	parts = (struct mg_qp_parts){
+		.pd = mgv_pd(a.pd)->mg, .send_cq = mgv_cq(a.send_cq)->mg, .recv_cq = mgv_cq(a.recv_cq)->mg};
+	err = mg_qp_create(ctx->dev->engine, &parts, &a, qp, &qp->mg);
 	ib = &qp->ex.qp_base;
 	if (!err) {
 		ib->context = c;

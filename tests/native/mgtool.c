@@ -76,8 +76,9 @@ static int create_qp(struct mg_qp **qp)
 		.cap = {.max_send_wr = DEPTH, .max_recv_wr = DEPTH, .max_send_sge = 2, .max_recv_sge = 2},
 		.sq_sig_all = 1,
 	};
+	struct mg_qp_parts parts = {.pd = t.pd, .send_cq = t.cq, .recv_cq = t.cq};
 
-	return mg_qp_create(t.pd, t.cq, t.cq, &init, NULL, qp);
+	return mg_qp_create(t.dev->engine, &parts, &init, NULL, qp);
 }
 
 /* A second QP: each send goes out on both. */
