@@ -485,6 +485,12 @@ int mgs_post_send(struct mgs_world *w, int qp, const struct mgs_wr *wr, int n, i
 			.imm_data = htonl(wr[i].imm),
 			.wr.rdma = {.remote_addr = wr[i].remote_addr, .rkey = wr[i].rkey},
 		};
+		if (wr[i].opcode == IBV_WR_ATOMIC_CMP_AND_SWP ||
+		    wr[i].opcode == IBV_WR_ATOMIC_FETCH_AND_ADD) {
+			list[i].wr.atomic.compare_add = wr[i].compare_add;
+			list[i].wr.atomic.swap = wr[i].swap;
+			list[i].wr.atomic.rkey = wr[i].rkey;
+		}
 		sim_trace(w, "post     e%d qp%d send wr %lu op %u flags %x sge %u", e->index, qp,
 			  (unsigned long)wr[i].wr_id, wr[i].opcode, wr[i].flags, wr[i].n_sge);
 	}

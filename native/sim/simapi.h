@@ -109,7 +109,8 @@ struct mgs_wr {
 	uint32_t imm;	 /* host order */
 	uint32_t n_sge;
 	uint32_t rsv;
-	struct mgs_sge sge[18]; /* more than the engine's limit, to try that too */
+	uint64_t compare_add, swap; /* atomics */
+	struct mgs_sge sge[18];	    /* more than the engine's limit, to try that too */
 };
 
 struct mgs_wc {

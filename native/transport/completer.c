@@ -10,6 +10,8 @@ static enum ibv_wc_opcode wc_opcode(const struct mg_swqe *w)
 	case IBV_WR_RDMA_WRITE:
 	case IBV_WR_RDMA_WRITE_WITH_IMM: return IBV_WC_RDMA_WRITE;
 	case IBV_WR_RDMA_READ: return IBV_WC_RDMA_READ;
+	case IBV_WR_ATOMIC_CMP_AND_SWP: return IBV_WC_COMP_SWAP;
+	case IBV_WR_ATOMIC_FETCH_AND_ADD: return IBV_WC_FETCH_ADD;
 	default: return IBV_WC_SEND;
 	}
 }
@@ -102,7 +104,7 @@ bool mg_comp_ack_to(struct mg_qp *qp, mg_time now, uint64_t to)
 	for (uint32_t i = r->head; i != r->tail && limit < to; i++) {
 		struct mg_swqe *w = mg_sq_at(qp, i);
 
-		if (w->opcode == IBV_WR_RDMA_READ) { /* only its data acknowledges a READ */
+		if (mg_wr_is_answered(w->opcode)) { /* only its answer acknowledges a READ or an atomic */
 			if (w->psn > limit)
 				limit = w->psn;
 			break;
@@ -151,6 +153,28 @@ static void rx_read(struct mg_qp *qp, mg_time now, uint64_t psn, const struct mg
 		return;
 	}
 	if (n && mg_sge_scatter(qp->pd, w->u.sge, w->n_sge, offset, h->payload, n)) {
+		mg_comp_fail(qp, IBV_WC_LOC_PROT_ERR);
+		return;
+	}
+	progress(qp, now, psn + 1);
+}
+
+static void rx_atomic(struct mg_qp *qp, mg_time now, uint64_t psn, const struct mg_hdrs *h)
+{
+	struct mg_requester *r = &qp->req;
+	struct mg_swqe *w;
+
+	if (!mg_comp_ack_to(qp, now, psn)) {
+		implied_loss(qp);
+		return;
+	}
+	if (!mg_qp_sends(qp) || r->head == r->tail || r->una != psn)
+		return;
+	w = mg_sq_at(qp, r->head);
+	if (!mg_wr_is_atomic(w->opcode))
+		return;
+	if (mg_sge_scatter(qp->pd, w->u.sge, w->n_sge, 0, (const uint8_t *)&h->atomic_orig,
+			   sizeof(h->atomic_orig))) {
 		mg_comp_fail(qp, IBV_WC_LOC_PROT_ERR);
 		return;
 	}
@@ -213,7 +237,7 @@ static void rx_nak(struct mg_qp *qp, mg_time now, uint64_t psn, uint8_t syndrome
 	case MG_NAK_INV_RD: status = IBV_WC_REM_INV_RD_REQ_ERR; break;
 	default: return; /* reserved: ignored (IBA 9.7.5.1.2) */
 	}
-	/* A READ whose data is missing cannot be passed over, unless the NAK is about that READ. */
+	/* A READ or atomic whose answer is missing cannot be passed over, unless the NAK is about that READ. */
 	if (mg_comp_ack_to(qp, now, psn) ||
 	    (r->head != r->tail && psn < mg_sq_at(qp, r->head)->psn + mg_sq_at(qp, r->head)->n_psn)) {
 		if (mg_qp_sends(qp))
@@ -233,6 +257,8 @@ void mg_comp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h)
 	if (h->opcode != MG_OP_ACK) {
 		if (h->opcode >= MG_OP_READ_RESP_FIRST && h->opcode <= MG_OP_READ_RESP_ONLY)
 			rx_read(qp, now, psn, h);
+		else if (h->opcode == MG_OP_ATOMIC_ACK && (h->aeth.syndrome & MG_AETH_KIND) == 0)
+			rx_atomic(qp, now, psn, h);
 		return;
 	}
 	switch (h->aeth.syndrome & MG_AETH_KIND) {

@@ -123,6 +123,8 @@ int mg_qp_query(struct mg_qp *qp, struct ibv_qp_attr *attr, int mask, struct ibv
 
 /* As ibv_post_send / ibv_post_recv: on error *bad is the first one not posted. */
 int mg_post_send(struct mg_qp *qp, mg_time now, struct ibv_send_wr *wr, struct ibv_send_wr **bad);
+/* What mg_post_send would say about these requests in themselves, without posting any. */
+int mg_check_send(const struct mg_qp *qp, const struct ibv_send_wr *wr);
 int mg_post_recv(struct mg_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad);
 int mg_post_srq_recv(struct mg_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad);
 uint32_t mg_qp_send_room(const struct mg_qp *qp); /* work requests that can be posted now */

@@ -98,7 +98,8 @@ struct mg_swqe {
 	uint8_t opcode; /* enum ibv_wr_opcode */
 	uint8_t flags;	/* enum mg_wqe_flag */
 	uint8_t n_sge;
-	uint8_t status; /* enum ibv_wc_status found before transmission; IBV_WC_SUCCESS */
+	uint8_t status;		    /* enum ibv_wc_status found before transmission; IBV_WC_SUCCESS */
+	uint64_t compare_add, swap; /* atomics */
 	union {
 		struct ibv_sge sge[1];	/* n_sge entries */
 		uint8_t inline_data[1]; /* length bytes */
@@ -140,8 +141,9 @@ struct mg_xrcd {
 	uint32_t refs; /* SRQs and QPs */
 };
 
-/* One READ answer to send or send again; requests are answered in PSN order. */
+/* One answer to send or send again, a READ's or an atomic's: in PSN order. */
 struct mg_job {
+	uint8_t opcode;	   /* the request's */
 	uint32_t psn;	   /* next to send */
 	uint32_t last_psn; /* of this request */
 	bool started;	   /* its first packet has gone out */
@@ -149,9 +151,10 @@ struct mg_job {
 	uint32_t rkey;
 	uint32_t srqn; /* XRC: in whose PD */
 	uint32_t left; /* bytes */
+	uint64_t orig; /* an atomic's result */
 };
 
-/* Replay record (IBA 9.7.5.1.3): what a duplicate READ may ask for again. */
+/* Replay record (IBA 9.7.5.1.3): what a duplicate READ or atomic may ask for again. */
 struct mg_resource {
 	uint32_t first_psn, last_psn;
 	uint64_t va;
@@ -189,7 +192,7 @@ struct mg_requester {
 	uint64_t end;		  /* next to assign to a posted request */
 	uint32_t head, cur, tail; /* free-running WQE indices: oldest, holding snd, next free */
 	struct mg_window win;
-	uint64_t *reads; /* ring: extended PSN one past each outstanding READ request */
+	uint64_t *reads; /* ring: extended PSN one past each outstanding READ or atomic request */
 	uint32_t n_reads, read_head, read_fill;
 	uint32_t read_chunk; /* packets one READ request may ask for */
 	uint8_t retry_left, rnr_left;
@@ -390,6 +393,20 @@ void mg_comp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h);
 void mg_comp_advance(struct mg_qp *qp);				 /* complete what lies below una */
 bool mg_comp_ack_to(struct mg_qp *qp, mg_time now, uint64_t to); /* false: READ data below `to` is missing */
 void mg_comp_fail(struct mg_qp *qp, enum ibv_wc_status status);	 /* the oldest request fails; QP to ERR */
+
+/* atomic.c */
+static inline bool mg_wr_is_atomic(unsigned opcode)
+{
+	return opcode == IBV_WR_ATOMIC_CMP_AND_SWP || opcode == IBV_WR_ATOMIC_FETCH_AND_ADD;
+}
+/* Requests with an answer of their own: nothing else acknowledges them (IBA 9.7.5.1.2). */
+static inline bool mg_wr_is_answered(unsigned opcode)
+{
+	return opcode == IBV_WR_RDMA_READ || mg_wr_is_atomic(opcode);
+}
+void mg_atomic_build(struct mg_qp *qp, const struct mg_swqe *w, struct mg_pkt *p);
+/* Check and execute a peer's atomic: 0 and the value there was before, or the NAK to send. */
+uint8_t mg_atomic_execute(struct mg_qp *qp, const struct mg_hdrs *h, uint64_t *orig);
 
 /* responder.c */
 void mg_resp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h);

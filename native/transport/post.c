@@ -10,7 +10,7 @@
 static bool known_opcode(enum ibv_wr_opcode op)
 {
 	return op == IBV_WR_SEND || op == IBV_WR_SEND_WITH_IMM || op == IBV_WR_RDMA_WRITE ||
-	       op == IBV_WR_RDMA_WRITE_WITH_IMM || op == IBV_WR_RDMA_READ;
+	       op == IBV_WR_RDMA_WRITE_WITH_IMM || mg_wr_is_answered(op);
 }
 
 static int check_send(const struct mg_qp *qp, const struct ibv_send_wr *wr, uint64_t *length)
@@ -27,12 +27,17 @@ static int check_send(const struct mg_qp *qp, const struct ibv_send_wr *wr, uint
 		return EINVAL;
 	for (int i = 0; i < wr->num_sge; i++)
 		*length += wr->sg_list[i].length;
-	if (inl && (wr->opcode == IBV_WR_RDMA_READ || *length > qp->cap.max_inline_data))
+	if (inl && (mg_wr_is_answered(wr->opcode) || *length > qp->cap.max_inline_data))
 		return EINVAL;
 	if (*length > MAX_MESSAGE)
 		return EINVAL;
-	if (wr->opcode == IBV_WR_RDMA_READ && !qp->req.n_reads)
+	if (mg_wr_is_answered(wr->opcode) && !qp->req.n_reads)
 		return EINVAL;
+	if (mg_wr_is_atomic(wr->opcode)) { /* the result's place; what is beyond stays as it is */
+		if (*length < sizeof(uint64_t))
+			return EINVAL;
+		*length = sizeof(uint64_t);
+	}
 	return 0;
 }
 
@@ -48,6 +53,11 @@ static void fill_send(struct mg_qp *qp, struct mg_swqe *w, const struct ibv_send
 	w->remote_addr = wr->wr.rdma.remote_addr;
 	w->rkey = wr->wr.rdma.rkey;
 	w->srqn = wr->qp_type.xrc.remote_srqn & MG_QPN_MASK;
+	if (mg_wr_is_atomic(wr->opcode)) {
+		w->rkey = wr->wr.atomic.rkey;
+		w->compare_add = wr->wr.atomic.compare_add;
+		w->swap = wr->wr.atomic.swap;
+	}
 	w->flags = (uint8_t)((wr->send_flags & IBV_SEND_SIGNALED || qp->sq_sig_all ? MG_WQE_SIGNALED : 0) |
 			     (wr->send_flags & IBV_SEND_SOLICITED ? MG_WQE_SOLICITED : 0) |
 			     (wr->send_flags & IBV_SEND_FENCE ? MG_WQE_FENCE : 0) |
@@ -68,6 +78,16 @@ static void fill_send(struct mg_qp *qp, struct mg_swqe *w, const struct ibv_send
 			memcpy(w->u.sge, wr->sg_list, (size_t)wr->num_sge * sizeof(struct ibv_sge));
 	}
 	qp->req.end += w->n_psn;
+}
+
+int mg_check_send(const struct mg_qp *qp, const struct ibv_send_wr *wr)
+{
+	uint64_t length;
+	int err = 0;
+
+	for (; wr && !err; wr = wr->next)
+		err = check_send(qp, wr, &length);
+	return err;
 }
 
 int mg_post_send(struct mg_qp *qp, mg_time now, struct ibv_send_wr *wr, struct ibv_send_wr **bad)

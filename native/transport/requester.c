@@ -172,7 +172,7 @@ static bool can_wait(const struct mg_qp *qp, const struct mg_swqe *w, uint64_t i
 {
 	const struct mg_requester *r = &qp->req;
 
-	return w->length <= LAZY_BYTES && w->opcode != IBV_WR_RDMA_READ && in_flight >= LAZY_IN_FLIGHT &&
+	return w->length <= LAZY_BYTES && !mg_wr_is_answered(w->opcode) && in_flight >= LAZY_IN_FLIGHT &&
 	       r->tail - r->cur < LAZY_BATCH && r->snd >= r->max;
 }
 
@@ -216,11 +216,14 @@ enum mg_tx_result mg_req_tx(struct mg_qp *qp, mg_time now, unsigned flags, struc
 	if (flags & MG_TX_LAZY && !r->probing && can_wait(qp, w, in_flight))
 		return MG_TX_HELD;
 	ackreq = in_flight + 1 >= window || r->snd % ACK_EVERY == 0 || r->probing || qp->mig.paused;
-	if (w->opcode == IBV_WR_RDMA_READ) {
-		n = read_packets(qp, w);
+	if (mg_wr_is_answered(w->opcode)) {
+		n = w->opcode == IBV_WR_RDMA_READ ? read_packets(qp, w) : 1;
 		if (r->read_fill == r->n_reads || (in_flight && in_flight + n > window))
 			return MG_TX_NONE;
-		build_read(qp, w, n, p);
+		if (w->opcode == IBV_WR_RDMA_READ)
+			build_read(qp, w, n, p);
+		else
+			mg_atomic_build(qp, w, p);
 		r->reads[(r->read_head + r->read_fill++) % r->n_reads] = r->snd + n;
 	} else {
 		status = build_data(qp, w, ackreq, p);
@@ -231,7 +234,7 @@ enum mg_tx_result mg_req_tx(struct mg_qp *qp, mg_time now, unsigned flags, struc
 		mg_comp_advance(qp);
 		return MG_TX_NONE;
 	}
-	sent(qp, w, now, n, ackreq || r->snd + 1 == w->psn + w->n_psn || w->opcode == IBV_WR_RDMA_READ);
+	sent(qp, w, now, n, ackreq || r->snd + 1 == w->psn + w->n_psn || mg_wr_is_answered(w->opcode));
 	return MG_TX_PACKET;
 }
 

@@ -148,8 +148,8 @@ static void accepted(struct mg_qp *qp, const struct mg_hdrs *h, uint32_t n_psn)
 		if (qp->state == IBV_QPS_RTR)
 			qp->e->ops->async_event(qp->e->arg, IBV_EVENT_COMM_EST, qp);
 	}
-	if (h->opcode == MG_OP_READ_REQ) {
-		r->ack_pending = false; /* its data acknowledges all that came before */
+	if (h->mask & MG_P_ANSWERED) {
+		r->ack_pending = false; /* its answer acknowledges all that came before */
 	} else if (h->ackreq) {
 		r->ack_pending = true;
 		r->ack_count++;
@@ -213,9 +213,12 @@ static void rx_write(struct mg_qp *qp, const struct mg_hdrs *h)
 		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
 		return;
 	}
+	if (!(qp->access & IBV_ACCESS_REMOTE_WRITE)) { /* not offered by this QP (IBA 9.7.4.1.5) */
+		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
+		return;
+	}
 	/* A write of no bytes is not checked against a key (IBA 9.7.4.1.6, C9-88). */
-	if (!(qp->access & IBV_ACCESS_REMOTE_WRITE) ||
-	    (left && !(to = mg_mr_map(qp->pd, rkey, va, left, IBV_ACCESS_REMOTE_WRITE)))) {
+	if (left && !(to = mg_mr_map(qp->pd, rkey, va, left, IBV_ACCESS_REMOTE_WRITE))) {
 		refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
 		return;
 	}
@@ -236,24 +239,32 @@ static void rx_write(struct mg_qp *qp, const struct mg_hdrs *h)
 	accepted(qp, h, 1);
 }
 
-static void add_job(struct mg_qp *qp, uint32_t psn, uint32_t last_psn, const struct mg_hdrs *h)
+static void add_job(struct mg_qp *qp, uint32_t last_psn, const struct mg_hdrs *h, uint64_t orig)
 {
 	struct mg_responder *r = &qp->resp;
 
-	r->jobs[(r->job_head + r->job_fill++) % r->n_jobs] = (struct mg_job){.psn = psn,
+	r->jobs[(r->job_head + r->job_fill++) % r->n_jobs] = (struct mg_job){.opcode = h->opcode,
+									     .psn = h->psn,
 									     .last_psn = last_psn,
 									     .va = h->reth.va,
 									     .rkey = h->reth.rkey,
 									     .srqn = h->xrc_srqn,
-									     .left = h->reth.length};
+									     .left = h->reth.length,
+									     .orig = orig};
 	mg_qp_ready(qp);
+}
+
+/* Remember what was executed, in the place of what the requester cannot ask for any more. */
+static void record(struct mg_responder *r, const struct mg_resource *res)
+{
+	r->res[r->res_next] = *res;
+	r->res_next = (r->res_next + 1) % r->n_res;
 }
 
 static bool read_allowed(const struct mg_qp *qp, const struct mg_hdrs *h)
 {
-	return qp->access & IBV_ACCESS_REMOTE_READ && qp->pd &&
-	       (!h->reth.length ||
-		mg_mr_map(qp->pd, h->reth.rkey, h->reth.va, h->reth.length, IBV_ACCESS_REMOTE_READ));
+	return !h->reth.length || (qp->pd && mg_mr_map(qp->pd, h->reth.rkey, h->reth.va, h->reth.length,
+						       IBV_ACCESS_REMOTE_READ));
 }
 
 static void rx_read(struct mg_qp *qp, const struct mg_hdrs *h)
@@ -262,8 +273,8 @@ static void rx_read(struct mg_qp *qp, const struct mg_hdrs *h)
 	uint32_t n = mg_packets(h->reth.length, qp->mtu);
 	uint32_t last = (h->psn + n - 1) & MG_PSN_MASK;
 
-	/* More at once than we granted, or longer than a message may be (IBA 9.7.4.1.1). */
-	if (r->job_fill == r->n_jobs || h->reth.length > 1u << 31) {
+	/* Not offered, more at once than we granted, or longer than a message may be (IBA 9.7.4.1.5). */
+	if (!(qp->access & IBV_ACCESS_REMOTE_READ) || r->job_fill == r->n_jobs || h->reth.length > 1u << 31) {
 		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
 		return;
 	}
@@ -271,18 +282,55 @@ static void rx_read(struct mg_qp *qp, const struct mg_hdrs *h)
 		refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
 		return;
 	}
-	r->res[r->res_next] = (struct mg_resource){.first_psn = h->psn,
-						   .last_psn = last,
-						   .va = h->reth.va,
-						   .rkey = h->reth.rkey,
-						   .length = h->reth.length,
-						   .opcode = h->opcode};
-	r->res_next = (r->res_next + 1) % r->n_res;
-	add_job(qp, h->psn, last, h);
+	record(r, &(struct mg_resource){.first_psn = h->psn,
+					.last_psn = last,
+					.va = h->reth.va,
+					.rkey = h->reth.rkey,
+					.length = h->reth.length,
+					.opcode = h->opcode});
+	add_job(qp, last, h, 0);
 	accepted(qp, h, n);
 }
 
+static void rx_atomic(struct mg_qp *qp, const struct mg_hdrs *h)
+{
+	struct mg_responder *r = &qp->resp;
+	uint64_t orig;
+	uint8_t refused;
+
+	if (r->job_fill == r->n_jobs) {
+		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
+		return;
+	}
+	refused = mg_atomic_execute(qp, h, &orig);
+	if (refused) {
+		refuse(qp, refused, IBV_WC_SUCCESS);
+		return;
+	}
+	record(r, &(struct mg_resource){.first_psn = h->psn,
+					.last_psn = h->psn,
+					.va = h->atomic.va,
+					.rkey = h->atomic.rkey,
+					.length = sizeof(orig),
+					.opcode = h->opcode,
+					.atomic_orig = orig});
+	add_job(qp, h->psn, h, orig);
+	accepted(qp, h, 1);
+}
+
 /* ---- duplicates (IBA 9.7.5.1.4) -------------------------------------------------------------- */
+
+/*
+ * The requester has gone back to `psn`: it will ask again for whatever was still to come from
+ * there. False: there is no room, which only happens when it asks for more than we granted.
+ */
+static bool restart_jobs(struct mg_responder *r, uint32_t psn)
+{
+	while (r->job_fill &&
+	       mg_psn_diff(r->jobs[(r->job_head + r->job_fill - 1) % r->n_jobs].last_psn, psn) >= 0)
+		r->job_fill--;
+	return r->job_fill < r->n_jobs;
+}
 
 static void duplicate_read(struct mg_qp *qp, const struct mg_hdrs *h)
 {
@@ -303,9 +351,24 @@ static void duplicate_read(struct mg_qp *qp, const struct mg_hdrs *h)
 			refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
 			return;
 		}
-		/* The requester has gone back: it will ask again for whatever was still to come. */
-		r->job_head = r->job_fill = 0;
-		add_job(qp, h->psn, (h->psn + n - 1) & MG_PSN_MASK, h);
+		if (restart_jobs(r, h->psn))
+			add_job(qp, (h->psn + n - 1) & MG_PSN_MASK, h, 0);
+		return;
+	}
+}
+
+/* Its recorded result, never a second execution (IBA C9-105). */
+static void duplicate_atomic(struct mg_qp *qp, const struct mg_hdrs *h)
+{
+	struct mg_responder *r = &qp->resp;
+
+	for (uint32_t i = 0; i < r->n_res; i++) {
+		const struct mg_resource *s = &r->res[i];
+
+		if (s->opcode != h->opcode || s->first_psn != h->psn)
+			continue;
+		if (s->rkey == h->atomic.rkey && s->va == h->atomic.va && restart_jobs(r, h->psn))
+			add_job(qp, h->psn, h, s->atomic_orig);
 		return;
 	}
 }
@@ -318,6 +381,10 @@ static void duplicate(struct mg_qp *qp, const struct mg_hdrs *h)
 	qp->e->counters[MG_CNT_DUPLICATES]++;
 	if (h->opcode == MG_OP_READ_REQ) {
 		duplicate_read(qp, h);
+		return;
+	}
+	if (h->mask & MG_P_ATOMIC) {
+		duplicate_atomic(qp, h);
 		return;
 	}
 	r->ack_pending = r->ack_force = true;
@@ -353,8 +420,10 @@ static void rx_request(struct mg_qp *qp, const struct mg_hdrs *h)
 		rx_write(qp, h);
 	else if (h->opcode == MG_OP_READ_REQ)
 		rx_read(qp, h);
+	else if (h->mask & MG_P_ATOMIC)
+		rx_atomic(qp, h);
 	else
-		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS); /* atomics, invalidate: not offered */
+		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS); /* invalidate: not offered */
 }
 
 void mg_resp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h)
@@ -416,6 +485,30 @@ static bool tx_read(struct mg_qp *qp, struct mg_pkt *p)
 	return true;
 }
 
+static void tx_atomic(struct mg_qp *qp, struct mg_pkt *p)
+{
+	struct mg_responder *r = &qp->resp;
+	const struct mg_job *j = &r->jobs[r->job_head];
+	struct mg_hdrs h;
+
+	mg_qp_hdrs(qp, MG_OP_ATOMIC_ACK, j->psn, &h);
+	h.aeth.syndrome = MG_AETH_ACK;
+	h.aeth.msn = r->msn;
+	h.atomic_orig = j->orig;
+	p->n_iov = 0;
+	mg_pkt_finish(qp, p, &h, 0);
+	r->job_head = (r->job_head + 1) % r->n_jobs;
+	r->job_fill--;
+}
+
+static bool tx_answer(struct mg_qp *qp, struct mg_pkt *p)
+{
+	if (qp->resp.jobs[qp->resp.job_head].opcode == MG_OP_READ_REQ)
+		return tx_read(qp, p);
+	tx_atomic(qp, p);
+	return true;
+}
+
 static void tx_ack(struct mg_qp *qp, uint8_t syndrome, uint32_t psn, struct mg_pkt *p)
 {
 	struct mg_responder *r = &qp->resp;
@@ -435,7 +528,7 @@ enum mg_tx_result mg_resp_tx(struct mg_qp *qp, unsigned flags, struct mg_pkt *p)
 	struct mg_responder *r = &qp->resp;
 	uint8_t syndrome;
 
-	if (r->job_fill && qp->state != IBV_QPS_ERR && tx_read(qp, p))
+	if (r->job_fill && qp->state != IBV_QPS_ERR && tx_answer(qp, p))
 		return MG_TX_PACKET;
 	if (r->nak) {
 		syndrome = r->nak;

@@ -253,9 +253,10 @@ int mgv_post_recv(struct ibv_qp *q, struct ibv_recv_wr *wr, struct ibv_recv_wr *
 void mgv_qp_ex_init(struct mgv_qp *qp);
 void mgv_qp_ex_free(struct mgv_qp *qp);
 void mgv_qp_free(struct mgv_qp *qp);
-#define MGV_SEND_OPS                                                                            \
-	(IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM | IBV_QP_EX_WITH_SEND | \
-	 IBV_QP_EX_WITH_SEND_WITH_IMM | IBV_QP_EX_WITH_RDMA_READ)
+#define MGV_SEND_OPS                                                                                   \
+	(IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM | IBV_QP_EX_WITH_SEND |        \
+	 IBV_QP_EX_WITH_SEND_WITH_IMM | IBV_QP_EX_WITH_RDMA_READ | IBV_QP_EX_WITH_ATOMIC_CMP_AND_SWP | \
+	 IBV_QP_EX_WITH_ATOMIC_FETCH_AND_ADD)
 
 /* events.c: called with dev->lock held, except where said */
 extern const struct mg_device_hooks mgv_hooks;

@@ -118,20 +118,35 @@ static void wr_send_imm(struct ibv_qp_ex *q, __be32 imm)
 		wr->imm_data = imm;
 }
 
+static void atomic(struct ibv_qp_ex *q, enum ibv_wr_opcode opcode, uint32_t rkey, uint64_t addr,
+		   uint64_t compare_add, uint64_t swap)
+{
+	struct ibv_send_wr *wr = add(of(q), opcode);
+
+	if (!wr)
+		return;
+	wr->wr.atomic.remote_addr = addr;
+	wr->wr.atomic.rkey = rkey;
+	wr->wr.atomic.compare_add = compare_add;
+	wr->wr.atomic.swap = swap;
+}
+
+static void wr_atomic_cmp_swp(struct ibv_qp_ex *q, uint32_t rkey, uint64_t addr, uint64_t compare,
+			      uint64_t swap)
+{
+	atomic(q, IBV_WR_ATOMIC_CMP_AND_SWP, rkey, addr, compare, swap);
+}
+
+static void wr_atomic_fetch_add(struct ibv_qp_ex *q, uint32_t rkey, uint64_t addr, uint64_t add_val)
+{
+	atomic(q, IBV_WR_ATOMIC_FETCH_AND_ADD, rkey, addr, add_val, 0);
+}
+
 /* ---- what our QPs do not do: the batch fails ------------------------------------------------------------ */
 
 static void wr_unsupported(struct ibv_qp_ex *q)
 {
 	fail(&of(q)->b, EOPNOTSUPP);
-}
-static void wr_atomic_cmp_swp(struct ibv_qp_ex *q, uint32_t rkey, uint64_t addr, uint64_t compare,
-			      uint64_t swap)
-{
-	wr_unsupported(q);
-}
-static void wr_atomic_fetch_add(struct ibv_qp_ex *q, uint32_t rkey, uint64_t addr, uint64_t add_val)
-{
-	wr_unsupported(q);
 }
 static void wr_atomic_write(struct ibv_qp_ex *q, uint32_t rkey, uint64_t addr, const void *data)
 {
@@ -207,6 +222,11 @@ static void wr_set_sge(struct ibv_qp_ex *q, uint32_t lkey, uint64_t addr, uint32
 	wr_set_sge_list(q, 1, &sge);
 }
 
+static bool is_atomic(enum ibv_wr_opcode opcode)
+{
+	return opcode == IBV_WR_ATOMIC_CMP_AND_SWP || opcode == IBV_WR_ATOMIC_FETCH_AND_ADD;
+}
+
 static void wr_set_inline_data_list(struct ibv_qp_ex *q, size_t num_buf, const struct ibv_data_buf *buf)
 {
 	struct mgv_qp *qp = of(q);
@@ -216,10 +236,13 @@ static void wr_set_inline_data_list(struct ibv_qp_ex *q, size_t num_buf, const s
 
 	if (!p)
 		return;
-	if (b->wr[b->n_wr - 1].opcode == IBV_WR_RDMA_READ ||
-	    grow((void **)&b->bytes, &b->cap_bytes, b->n_bytes, left, 1) ||
+	if (b->wr[b->n_wr - 1].opcode == IBV_WR_RDMA_READ || is_atomic(b->wr[b->n_wr - 1].opcode)) {
+		fail(b, EINVAL); /* data comes back: it needs a place */
+		return;
+	}
+	if (grow((void **)&b->bytes, &b->cap_bytes, b->n_bytes, left, 1) ||
 	    grow((void **)&b->sge, &b->cap_sge, b->n_sge, 1, sizeof(*b->sge))) {
-		fail(b, b->wr[b->n_wr - 1].opcode == IBV_WR_RDMA_READ ? EINVAL : ENOMEM);
+		fail(b, ENOMEM);
 		return;
 	}
 	p->is_inline = true;
@@ -292,7 +315,9 @@ static int wr_complete(struct ibv_qp_ex *q)
 		mg_device_lock(qp->dev);
 		if (b->n_wr > mg_qp_send_room(qp->mg))
 			err = ENOMEM;
-		else
+		else if (b->n_wr > 1) /* all or none */
+			err = mg_check_send(qp->mg, b->wr);
+		if (!err)
 			err = mg_post_send(qp->mg, mg_now(), b->wr, &bad);
 		mg_net_flush(qp->dev, MG_TX_LAZY);
 		mg_device_unlock(qp->dev);

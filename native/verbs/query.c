@@ -53,7 +53,7 @@ static void device_attr(struct mg_device *dev, struct ibv_device_attr *a)
 	a->max_qp_rd_atom = MG_MAX_RD_ATOMIC;
 	a->max_res_rd_atom = MG_MAX_RD_ATOMIC * 4096;
 	a->max_qp_init_rd_atom = MG_MAX_RD_ATOMIC;
-	a->atomic_cap = IBV_ATOMIC_NONE;
+	a->atomic_cap = IBV_ATOMIC_HCA;
 	a->max_ah = 1 << 20;
 	a->max_pkeys = N_PKEY;
 	a->local_ca_ack_delay = 15;

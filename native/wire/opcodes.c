@@ -13,7 +13,7 @@
 
 /* A request that carries data; one that is a whole message without any. */
 #define DATA (MG_P_REQUEST | MG_H_PAYLOAD)
-#define QUERY (MG_P_REQUEST | MG_P_ONLY)
+#define QUERY (MG_P_REQUEST | MG_P_ONLY | MG_P_ANSWERED)
 
 /* SEND and WRITE as RC, UC and XRC share them. `x` are the headers every request of the service has. */
 #define SEND_WRITE(svc, n, x)                                                                             \

@@ -90,8 +90,9 @@ enum mg_hdr_bit {
 	MG_P_WRITE = 1u << 15,
 	MG_P_READ = 1u << 16,
 	MG_P_ATOMIC = 1u << 17,
-	MG_P_CONTROL = 1u << 18, /* migration extension */
-	MG_H_XRCETH = 1u << 19,	 /* 4 bytes: the SRQ's number (XRC requests) */
+	MG_P_CONTROL = 1u << 18,  /* migration extension */
+	MG_H_XRCETH = 1u << 19,	  /* 4 bytes: the SRQ's number (XRC requests) */
+	MG_P_ANSWERED = 1u << 20, /* a request that only its own answer acknowledges */
 };
 
 struct mg_opinfo {

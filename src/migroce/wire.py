@@ -75,6 +75,7 @@ P_READ: Final = 1 << 16
 P_ATOMIC: Final = 1 << 17
 P_CONTROL: Final = 1 << 18
 H_XRCETH: Final = 1 << 19
+P_ANSWERED: Final = 1 << 20
 
 _HDR_LENS: Final = (
     (H_RETH, 16), (H_AETH, 4), (H_ATOMIC, 28), (H_ATOMICACK, 8), (H_IMM, 4), (H_IETH, 4),
@@ -144,7 +145,7 @@ class OpInfo:
 
 
 def _opcodes() -> dict[int, OpInfo]:
-    data, query = P_REQUEST | H_PAYLOAD, P_REQUEST | P_ONLY
+    data, query = P_REQUEST | H_PAYLOAD, P_REQUEST | P_ONLY | P_ANSWERED
     send_write = {
         Op.SEND_FIRST: data | P_SEND | P_FIRST,
         Op.SEND_MIDDLE: data | P_SEND | P_MIDDLE,

@@ -66,6 +66,8 @@ def _op(d: Draw, mtu: int, earlier: list[Op], late: bool) -> Op:
     kind = d.pick(tuple(Kind))
     size = _size(d, mtu)
     target = -1
+    if kind.atomic:
+        return _atomic(d, kind, earlier, late)
     writes = [i for i, op in enumerate(earlier) if op.kind is Kind.WRITE and op.target < 0 and op.size]
     fence = d.chance(5)
     if not kind.sends and writes and d.chance(25):
@@ -74,11 +76,20 @@ def _op(d: Draw, mtu: int, earlier: list[Op], late: bool) -> Op:
         # A WRITE over memory that a READ may still be asking for must wait for it (IBA table 79).
         if kind is not Kind.READ and any(op.kind is Kind.READ and op.target == target for op in earlier):
             fence = True
-    inline = kind is not Kind.READ and size <= 220 and d.chance(20)
+    inline = not kind.answered and size <= 220 and d.chance(20)
     at = d.integer(0, DURATION) if late else 0
     return Op(
         kind, size, sges=d.integer(1, 4), signaled=d.chance(60), solicited=d.chance(20), inline=inline,
         fence=fence, at=at, target=target,
+    )  # fmt: skip
+
+
+def _atomic(d: Draw, kind: Kind, earlier: list[Op], late: bool) -> Op:
+    words = [i for i, op in enumerate(earlier) if op.kind.atomic and op.target < 0]
+    target = d.pick(words) if words and d.chance(60) else -1
+    at = d.integer(0, DURATION) if late else 0
+    return Op(
+        kind, 8, sges=d.integer(1, 4), signaled=d.chance(60), fence=d.chance(5), at=at, target=target
     )  # fmt: skip
 
 
@@ -215,8 +226,9 @@ def with_mistake(d: Draw, seed: int = 0) -> Schedule:
     size = max(2, _size(d, c.mtu))
     kinds = {
         Fatal.BAD_LKEY: tuple(Kind), Fatal.SHORT_RECV: (Kind.SEND, Kind.SEND_IMM),
-    }.get(fatal, (Kind.WRITE, Kind.WRITE_IMM, Kind.READ))  # fmt: skip
-    bad = Op(d.pick(kinds), size, sges=d.integer(1, 3), signaled=d.chance(50), fatal=fatal)
+    }.get(fatal, tuple(k for k in Kind if not k.sends))  # fmt: skip
+    kind = d.pick(kinds)
+    bad = Op(kind, kind.size(size), sges=d.integer(1, 3), signaled=d.chance(50), fatal=fatal)
     ops = list(c.a.ops)
     where = d.integer(0, len(ops))
     ops[where:where] = [_at(bad, ops[where].at if where < len(ops) else (ops[-1].at if ops else 0))]

@@ -6,6 +6,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+from .schedule import Kind
+
 GUARD = 24
 """Bytes between two pieces of memory that nothing may ever touch."""
 
@@ -21,9 +23,9 @@ class Arena:
     masked: list[tuple[int, int]] = field(default_factory=list)
     names: list[tuple[int, int, str]] = field(default_factory=list)
 
-    def take(self, size: int, name: str) -> int:
+    def take(self, size: int, name: str, align: int = 1) -> int:
         """Offset of `size` fresh bytes, with guards around."""
-        at = self.size
+        at = self.size + -self.size % align
         self.size = at + size + GUARD
         self.names.append((at, size, name))
         return at
@@ -40,7 +42,7 @@ class Arena:
 
 @dataclass(slots=True)
 class Region:
-    """Remote memory of one WRITE (and of those that target it) or READ."""
+    """Remote memory of one WRITE or atomic (and of those that target it) or READ."""
 
     offset: int
     size: int
@@ -52,6 +54,14 @@ def content(stream: int, index: int, size: int) -> bytes:
     at = (stream * 104729 + index * 7919) % (len(_POOL) - size - 1)
     stamp = bytes((stream & 0xFF, index & 0xFF, index >> 8, size & 0xFF))
     return (stamp + _POOL[at : at + size])[:size]
+
+
+def operands(kind: Kind, stream: int, index: int, before: int) -> tuple[int, int]:
+    """compare_add and swap of an atomic on a word that holds `before`; two in three compares hit."""
+    new = int.from_bytes(content(stream, index, 12)[4:], "little")
+    if kind is Kind.FETCH_ADD:
+        return new, 0
+    return (before if index % 3 else new), new
 
 
 def imm_of(stream: int, index: int) -> int:

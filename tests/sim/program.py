@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from .memory import Arena, Region, content, imm_of, pieces, span
+from .memory import Arena, Region, content, imm_of, operands, pieces, span
 from .records import Caps, Path, Sge, VerbsError, Wc, Wr
 from .schedule import Connection, Fatal, Kind, Op, Side
 from .verbs import ALL_ACCESS, Access, QpState, SendFlag, WcFlag, WcOpcode, WcStatus, WrOpcode
@@ -19,10 +19,12 @@ from .world import Cq, Engine, Mr, Qp
 _WR_OPCODE = {
     Kind.SEND: WrOpcode.SEND, Kind.SEND_IMM: WrOpcode.SEND_WITH_IMM, Kind.WRITE: WrOpcode.RDMA_WRITE,
     Kind.WRITE_IMM: WrOpcode.RDMA_WRITE_WITH_IMM, Kind.READ: WrOpcode.RDMA_READ,
+    Kind.CMP_SWAP: WrOpcode.ATOMIC_CMP_AND_SWP, Kind.FETCH_ADD: WrOpcode.ATOMIC_FETCH_AND_ADD,
 }  # fmt: skip
 _WC_OPCODE = {
     Kind.SEND: WcOpcode.SEND, Kind.SEND_IMM: WcOpcode.SEND, Kind.WRITE: WcOpcode.RDMA_WRITE,
     Kind.WRITE_IMM: WcOpcode.RDMA_WRITE, Kind.READ: WcOpcode.RDMA_READ,
+    Kind.CMP_SWAP: WcOpcode.COMP_SWAP, Kind.FETCH_ADD: WcOpcode.FETCH_ADD,
 }  # fmt: skip
 # How a mistake shows: at the requester; in the receive completion; whether the responder ends too.
 _FATAL_SEND = {
@@ -59,6 +61,7 @@ class End:
         self.incoming: list[tuple[int, Op]] = []
         self.regions: dict[int, Region] = {}
         self.expect_read: dict[int, bytes] = {}
+        self.operands: dict[int, tuple[int, int]] = {}
         self.posted = self.next_send = self.done = 0
         self.recv_posted = self.next_recv = 0
         self.failed: WcStatus | None = None
@@ -93,14 +96,15 @@ class End:
 
     def lay_out_exposed(self) -> None:
         """Memory that the peer reads and writes; `self.peer.regions` is its model."""
-        self.exposed = self.arena.size
+        self.exposed = self.arena.take(0, "alignment", 8)
         for i, op in enumerate(self.peer.ops):
-            if op.kind in (Kind.WRITE, Kind.WRITE_IMM, Kind.READ) and op.target < 0:
-                at = self.arena.take(op.size, f"{self.name} memory for peer's op {i} ({op.kind.name})")
+            if not op.kind.sends and op.target < 0:
+                name = f"{self.name} memory for peer's op {i} ({op.kind.name})"
+                at = self.arena.take(op.size, name, 8 if op.kind.atomic else 1)
                 self.peer.regions[i] = Region(at, op.size, bytearray(op.size))
         self.exposed_end = self.arena.size
         for i, op in enumerate(self.peer.ops):
-            if op.kind is Kind.READ and op.target < 0:
+            if op.kind.answered and op.target < 0:
                 self.peer.regions[i].state[:] = content(self.stream ^ 0x55, i, op.size)
 
     # ---- start ---------------------------------------------------------------------------------
@@ -124,7 +128,7 @@ class End:
         for region in self.peer.regions.values():
             self._put(region.offset, bytes(region.state))
         for i, op in enumerate(self.ops):
-            if op.kind is not Kind.READ:
+            if not op.kind.answered:
                 self._put_pieces(self.src[i], content(self.stream, i, op.size))
 
     def _put(self, offset: int, data: bytes) -> None:
@@ -191,7 +195,7 @@ class End:
                 raise self.broken("post", f"ibv_post_send refused a valid request: {e}") from e
             for i in range(self.posted - len(batch), self.posted):
                 op = self.ops[i]
-                if op.inline and op.kind is not Kind.READ:
+                if op.inline and not op.kind.answered:
                     # Inline data is the engine's from the call's return on.
                     self._put_pieces(self.src[i], bytes(op.size))
 
@@ -216,7 +220,7 @@ class End:
             flags |= SendFlag.SIGNALED
         if op.solicited:
             flags |= SendFlag.SOLICITED
-        if op.inline and op.kind is not Kind.READ:
+        if op.inline and not op.kind.answered:
             flags |= SendFlag.INLINE
         if op.fence:
             flags |= SendFlag.FENCE
@@ -232,9 +236,14 @@ class End:
                 rkey ^= 0x1234
             elif op.fatal is Fatal.OUT_OF_BOUNDS:
                 remote = p.open.iova + max(1, p.exposed_end - p.exposed) - op.size + 1
+                if op.kind.atomic:
+                    remote += -remote % 8
             elif op.fatal is Fatal.NO_ACCESS:
                 remote, rkey = p.closed.iova + region.offset - p.exposed, p.closed.rkey
-        return Wr(self.wr_base | i, sges, _WR_OPCODE[op.kind], flags, imm_of(self.stream, i), remote, rkey)
+        imm = imm_of(self.stream, i)
+        return Wr(
+            self.wr_base | i, sges, _WR_OPCODE[op.kind], flags, imm, remote, rkey, *self.operands.get(i, ())
+        )  # fmt: skip
 
     def target(self, i: int) -> int:
         return i if self.ops[i].target < 0 else self.ops[i].target
@@ -246,8 +255,20 @@ class End:
         for i, op in enumerate(self.ops[: self.fatal_at]):
             if op.kind is Kind.READ:
                 self.expect_read[i] = bytes(self.regions[self.target(i)].state[: op.size])
+            elif op.kind.atomic:
+                self._model_atomic(i, op)
             elif not op.kind.sends:
                 self.regions[self.target(i)].state[: op.size] = content(self.stream, i, op.size)
+
+    def _model_atomic(self, i: int, op: Op) -> None:
+        state = self.regions[self.target(i)].state
+        self.expect_read[i] = bytes(state)
+        before = int.from_bytes(state, "little")
+        self.operands[i] = compare_add, swap = operands(op.kind, self.stream, i, before)
+        if op.kind is Kind.FETCH_ADD:
+            state[:] = ((before + compare_add) & (2**64 - 1)).to_bytes(8, "little")
+        elif before == compare_add:
+            state[:] = swap.to_bytes(8, "little")
 
     # ---- completions -----------------------------------------------------------------------------
 
@@ -310,7 +331,7 @@ class End:
         if i in self.expect_read:
             want = self.expect_read[i]
             if self._get_pieces(self.src[i], len(want)) != want:
-                raise self.broken("data", f"READ op {i} completed with wrong data")
+                raise self.broken("data", f"{self.ops[i].kind.name} op {i} completed with wrong data")
             self._model_pieces(self.src[i], want)
 
     def _on_recv(self, wc: Wc, k: int) -> None:
@@ -371,7 +392,7 @@ class End:
     def late_mistake(self) -> bool:
         """Whether its mistake shows only when later operations may be done: READ data without a place."""
         bad = self.ops[self.fatal_at]
-        return bad.fatal is Fatal.BAD_LKEY and bad.kind is Kind.READ
+        return bad.fatal is Fatal.BAD_LKEY and bad.kind.answered
 
     def finished(self) -> bool:
         """Whether this end waits for nothing more."""
@@ -413,7 +434,7 @@ class End:
             if not self.ops[i].kind.sends:
                 r = self.regions[self.target(i)]
                 peer.arena.masked.append((r.offset, r.size))
-            if self.ops[i].kind is Kind.READ:
+            if self.ops[i].kind.answered:
                 self.arena.masked += self.src[i]
         for where in self.recvs[self.recv_ok :]:
             self.arena.masked += where

@@ -149,6 +149,8 @@ class Wr(NamedTuple):
     imm: int = 0
     remote_addr: int = 0
     rkey: int = 0
+    compare_add: int = 0
+    swap: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ class Kind(IntEnum):
     WRITE = 2
     WRITE_IMM = 3
     READ = 4
+    CMP_SWAP = 5
+    FETCH_ADD = 6
 
     @property
     def receives(self) -> bool:
@@ -38,6 +40,20 @@ class Kind(IntEnum):
     def sends(self) -> bool:
         """Whether its data goes to a receive buffer."""
         return self in (Kind.SEND, Kind.SEND_IMM)
+
+    @property
+    def atomic(self) -> bool:
+        """Whether it changes one word of the peer's memory and brings back what was there."""
+        return self in (Kind.CMP_SWAP, Kind.FETCH_ADD)
+
+    @property
+    def answered(self) -> bool:
+        """Whether data comes back for it."""
+        return self is Kind.READ or self.atomic
+
+    def size(self, wanted: int) -> int:
+        """The size it has when `wanted` is asked for: an atomic has no choice."""
+        return 8 if self.atomic else wanted
 
 
 class Fatal(IntEnum):
@@ -53,7 +69,7 @@ class Fatal(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One work request. `target`: -1 for remote memory of its own, else that of an earlier WRITE."""
+    """One work request. `target`: -1 for remote memory of its own, else that of an earlier one."""
 
     kind: Kind
     size: int = 0

@@ -28,7 +28,7 @@ def _both_ways(ops: tuple[Op, ...], *, mtu: int = 1024, psn: int = 0, depth: int
 @pytest.mark.parametrize("mtu", MTUS)
 def test_every_operation_and_size_arrives_without_a_packet_sent_twice(mtu: int) -> None:
     sizes = (0, 1, 2, 3, 4, 5, mtu - 1, mtu, mtu + 1, 3 * mtu, 3 * mtu + 7)
-    ops = tuple(Op(kind, size, sges=1 + i % 4) for kind in Kind for i, size in enumerate(sizes))
+    ops = tuple(Op(kind, kind.size(size), sges=1 + i % 4) for kind in Kind for i, size in enumerate(sizes))
     result = run(_both_ways(ops, mtu=mtu, depth=64))
     for c in result.counters:
         for name in ("retransmits", "timeouts", "duplicates", "seq_naks_tx", "rnr_naks_tx", "rx_icrc"):
@@ -37,7 +37,7 @@ def test_every_operation_and_size_arrives_without_a_packet_sent_twice(mtu: int) 
 
 @pytest.mark.parametrize("start", range(0xFFFFFA, 0x1000000))
 def test_psns_wrap_in_the_middle_of_a_message(start: int) -> None:
-    ops = tuple(Op(kind, 5000, signaled=False) for kind in Kind)
+    ops = tuple(Op(kind, kind.size(5000), signaled=False) for kind in Kind)
     run(_both_ways(ops, psn=start))
 
 

@@ -13,6 +13,7 @@ from .verbs import ALL_ACCESS, Access, Event, QpState, SendFlag, WcStatus, WrOpc
 
 SLOW = Link(delay=100 * US, ps_per_byte=1000)
 READ, WRITE, WRITE_IMM = WrOpcode.RDMA_READ, WrOpcode.RDMA_WRITE, WrOpcode.RDMA_WRITE_WITH_IMM
+CMP_SWAP, FETCH_ADD = WrOpcode.ATOMIC_CMP_AND_SWP, WrOpcode.ATOMIC_FETCH_AND_ADD
 
 
 def _bad_rkey(w: Pair, at: Sge) -> dict[str, int]:
@@ -92,15 +93,20 @@ def test_memory_that_is_not_open_is_neither_read_nor_written(
 
 @pytest.mark.parametrize(
     ("opcode", "access"),
-    [(READ, Access.LOCAL_WRITE | Access.REMOTE_WRITE), (WRITE, Access.LOCAL_WRITE | Access.REMOTE_READ)],
-)
-def test_a_qp_opens_memory_only_as_its_own_flags_say(opcode: WrOpcode, access: Access) -> None:
+    [
+        (READ, ALL_ACCESS & ~Access.REMOTE_READ), (WRITE, ALL_ACCESS & ~Access.REMOTE_WRITE),
+        (WRITE_IMM, ALL_ACCESS & ~Access.REMOTE_WRITE),
+        (CMP_SWAP, ALL_ACCESS & ~Access.REMOTE_ATOMIC), (FETCH_ADD, ALL_ACCESS & ~Access.REMOTE_ATOMIC),
+    ],
+)  # fmt: skip
+def test_a_qp_offers_only_what_its_own_flags_say(opcode: WrOpcode, access: Access) -> None:
+    """IBA 9.7.4.1.5: what a QP does not offer is an invalid request."""
     with Pair(access=access) as w:
         w.settle()
         w.a.post(1, opcode, [w.a.space(8)], **w.b.remote(w.b.space(8)))
         w.go(1 * S)
-        assert w.a.done() == [(1, WcStatus.REM_ACCESS_ERR)]
-        assert _events(w, w.b) == [Event.QP_ACCESS_ERR]
+        assert w.a.done() == [(1, WcStatus.REM_INV_REQ_ERR)]
+        assert _events(w, w.b) == [Event.QP_REQ_ERR]
 
 
 @pytest.mark.parametrize("opcode", [WrOpcode.SEND, WRITE, READ])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from migroce.wire import H_AETH, H_RETH, OPINFO
+from migroce.wire import H_AETH, H_ATOMIC, H_RETH, OPINFO
 
 from .pair import Pair
 from .records import MS, Action, Datagram, Link, S, Sge, Wr
@@ -151,6 +151,8 @@ def test_a_peer_gone_mad_breaks_its_own_connection_at_worst(
             body = bytearray(OPINFO[opcode].hdr_len - 12 + length)
             if OPINFO[opcode].mask & H_RETH and len(body) >= 16:
                 struct.pack_into(">QII", body, 0, into.addr + 8, small.rkey, length)
+            elif OPINFO[opcode].mask & H_ATOMIC:
+                struct.pack_into(">QI", body, 0, into.addr + 8 * (length & 1), small.rkey)
             elif OPINFO[opcode].mask & H_AETH and len(body) >= 4:
                 body[0] = syndrome
             bth = struct.pack(">BBHII", opcode, pad << 4, 0xFFFF, 1 << 24 | w.a.qp.num, 1 << 31 | psn)

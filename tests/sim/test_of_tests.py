@@ -13,7 +13,7 @@ from .records import Action, Link, Mutation
 from .runner import Run, run
 from .schedule import Connection, Host, Kind, Op, Schedule, Side
 
-OPS = tuple(Op(kind, size) for kind in Kind for size in (700, 3000, 64))
+OPS = tuple(Op(kind, kind.size(size)) for kind in Kind for size in (700, 3000, 64))
 BASE = Schedule(
     (Host("10.0.0.1"), Host("10.0.0.2")), (Connection(Side(0, OPS), Side(1, OPS)),), Link(fair=2), seed=5
 )

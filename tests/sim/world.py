@@ -205,6 +205,7 @@ class Qp:
             s = w.wr[i]
             s.wr_id, s.opcode, s.flags, s.imm = wr.wr_id, wr.opcode, wr.flags, wr.imm
             s.remote_addr, s.rkey, s.n_sge = wr.remote_addr, wr.rkey, len(wr.sges)
+            s.compare_add, s.swap = wr.compare_add, wr.swap
             for k, sge in enumerate(wr.sges):
                 s.sge[k].addr, s.sge[k].length, s.sge[k].lkey = sge
         rc = call(w.ptr, self.index, w.wr, len(wrs), w.posted)

@@ -51,6 +51,13 @@ PERFTEST = (
     "ib_read_lat -n 500",
     "ib_read_lat -n 200 -e",
     "ib_read_lat -n 50 -s 1000001",
+    "ib_atomic_bw -n 500",
+    "ib_atomic_bw -n 500 -A CMP_AND_SWAP",
+    "ib_atomic_bw -n 500 -b -q 4",
+    "ib_atomic_bw -n 500 -e -o 1",
+    "ib_atomic_bw -n 500 --use_old_post_send",
+    "ib_atomic_lat -n 500",
+    "ib_atomic_lat -n 200 -e -A CMP_AND_SWAP",
     *(f"ib_{op}_bw -n 300 -s 10000 -m {mtu}" for op in ("send", "write", "read") for mtu in MTUS),
 )
 PINGPONG = (

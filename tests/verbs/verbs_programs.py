@@ -15,7 +15,10 @@ FLAGS = (
     "-std=gnu17", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror",
     "-Wno-missing-field-initializers",
 )  # fmt: skip
-PROGRAMS = ("t_device", "t_memory", "t_qp", "t_data", "t_errors", "t_events", "t_ex", "t_files", "t_threads")
+PROGRAMS = (
+    "t_device", "t_memory", "t_qp", "t_data", "t_errors", "t_events", "t_ex", "t_files", "t_threads",
+    "t_atomics",
+)
 FORWARD = "t_forward"
 DLOPEN = "t_dlopen"
 

@@ -316,7 +316,8 @@ static void bad_arguments_are_told_at_once(void)
 	BAD(EINVAL, wr.num_sge = -1);
 	BAD(EINVAL, wr.sg_list = NULL);
 	BAD(EINVAL, wr.opcode = 99);
-	BAD(EOPNOTSUPP, wr.opcode = IBV_WR_ATOMIC_CMP_AND_SWP);
+	BAD(EINVAL, (wr.opcode = IBV_WR_ATOMIC_CMP_AND_SWP, sge.length = 7));
+	sge.length = 8;
 	BAD(EOPNOTSUPP, wr.opcode = IBV_WR_LOCAL_INV);
 	BAD(EOPNOTSUPP, wr.opcode = IBV_WR_SEND_WITH_INV);
 	CHECK_EQ(ibv_post_recv(a.qp, &rwr, &rbad), EINVAL);

@@ -95,7 +95,7 @@ static void attributes_are_those_of_a_small_rxe(void)
 	CHECK(attr.max_qp_rd_atom > 0 && attr.max_qp_init_rd_atom == attr.max_qp_rd_atom);
 	CHECK_EQ(attr.max_pkeys, 1);
 	CHECK_EQ(attr.max_srq, 0); /* not yet */
-	CHECK_EQ(attr.atomic_cap, IBV_ATOMIC_NONE);
+	CHECK_EQ(attr.atomic_cap, IBV_ATOMIC_HCA);
 	memset(&ex, 0xa5, sizeof(ex));
 	CHECK_EQ(ibv_query_device_ex(ctx, NULL, &ex), 0);
 	CHECK(!memcmp(&ex.orig_attr, &attr, sizeof(attr)));

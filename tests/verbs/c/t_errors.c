@@ -121,7 +121,26 @@ static void writing_needs_permission(void)
 	CHECK_EQ(tv_post(&a, &wr), 0);
 	tv_wait_ok(a.scq, 1);
 	wr.opcode = IBV_WR_RDMA_WRITE;
+	fails(&wr, IBV_WC_REM_INV_REQ_ERR); /* the QP does not offer it */
+	tv_pair_close(&a, &b);
+}
+
+static void a_region_needs_permission_too(void)
+{
+	struct ibv_send_wr wr;
+	struct ibv_sge sge;
+	struct ibv_mr *mr;
+
+	tv_pair(&a, &b, &(struct tv_opt){0});
+	CHECK(mr = ibv_reg_mr(b.pd, b.buf, TV_BUF, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ));
+	wr = tv_wr(&a, IBV_WR_RDMA_READ, 1, &sge, 0, 64);
+	to_remote(&wr);
+	wr.wr.rdma.rkey = mr->rkey;
+	CHECK_EQ(tv_post(&a, &wr), 0);
+	tv_wait_ok(a.scq, 1);
+	wr.opcode = IBV_WR_RDMA_WRITE;
 	fails(&wr, IBV_WC_REM_ACCESS_ERR);
+	CHECK_EQ(ibv_dereg_mr(mr), 0);
 	tv_pair_close(&a, &b);
 }
 
@@ -296,7 +315,7 @@ static void a_deregistered_key_no_longer_works(void)
 TV_MAIN(T(a_bad_local_key_is_a_protection_error), T(a_range_beyond_the_region_is_a_protection_error),
 	T(reading_into_a_read_only_region_is_a_protection_error),
 	T(a_bad_remote_key_is_a_remote_access_error), T(reading_a_bad_remote_range_is_a_remote_access_error),
-	T(writing_needs_permission), T(keys_belong_to_their_pd),
+	T(writing_needs_permission), T(a_region_needs_permission_too), T(keys_belong_to_their_pd),
 	T(a_message_too_long_for_its_buffer_fails_on_both_sides), T(a_bad_receive_key_fails_on_both_sides),
 	T(a_receiver_that_is_never_ready_ends_in_rnr), T(a_late_receiver_is_waited_for),
 	T(a_peer_that_does_not_answer_ends_in_retries_exceeded), T(going_to_err_flushes_everything),

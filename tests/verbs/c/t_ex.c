@@ -170,8 +170,10 @@ static void mistakes_refuse_the_whole_batch(void)
 		__VA_ARGS__;                                          \
 		CHECK_EQ(ibv_wr_complete(q), err);                    \
 	} while (0)
-	REFUSED(EOPNOTSUPP, ibv_wr_atomic_cmp_swp(q, b.mr->rkey, (uintptr_t)b.buf, 1, 2));
-	REFUSED(EOPNOTSUPP, ibv_wr_atomic_fetch_add(q, b.mr->rkey, (uintptr_t)b.buf, 1));
+	REFUSED(EINVAL,
+		ibv_wr_atomic_cmp_swp(q, b.mr->rkey, (uintptr_t)b.buf, 1, 2)); /* no place for the result */
+	REFUSED(EINVAL, (ibv_wr_atomic_fetch_add(q, b.mr->rkey, (uintptr_t)b.buf, 1),
+			 ibv_wr_set_inline_data(q, a.buf, 8)));
 	REFUSED(EOPNOTSUPP, ibv_wr_local_inv(q, 1));
 	REFUSED(EOPNOTSUPP, ibv_wr_send_inv(q, 1));
 	REFUSED(EOPNOTSUPP, ibv_wr_bind_mw(q, NULL, 0, NULL));
