@@ -191,6 +191,11 @@ class LocalNode(Node):
 
     def command(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> list[str]:
         found = ["nsenter", f"--net={self.context.netns}", "--"] if self.context.netns else []
+        if self.context.docker_host:
+            env = {"DOCKER_HOST": self.context.docker_host, **(env or {})}
+        if self.context.docker_bin:
+            known = os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            env = {"PATH": f"{self.context.docker_bin}:{known}", **(env or {})}
         if env:
             found += ["env", *(f"{name}={value}" for name, value in env.items())]
         return [*found, *argv]

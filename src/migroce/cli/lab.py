@@ -44,12 +44,28 @@ def register(app: typer.Typer) -> None:
         name: Name = "lab",
         nodes: Annotated[int, typer.Option("--nodes", "-n", min=1, max=26, help="How many.")] = 2,
         subnet: Annotated[str, typer.Option(help="The containers' network.")] = "10.0.1.0/24",
+        engine: Annotated[
+            str, typer.Option(help="What makes the containers: oci (plain bundles by runc) or docker.")
+        ] = "oci",
+        release: Annotated[
+            str | None,
+            typer.Option(
+                "--docker", metavar="20.10|26.1|system|DIR", show_default=False,
+                help="Which Docker: the system's, or a release that scripts/docker gets.",
+            ),
+        ] = None,
         json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-    ) -> None:
-        """Bring up a lab: node-a, node-b, ... One that is up already stays as it is."""
+    ) -> None:  # fmt: skip
+        """Bring up a lab: node-a, node-b, ... One that is up already stays as it is.
+
+        With --engine docker each node has a dockerd, joined to a swarm with the overlay network rdma-net.
+        """
         from migroce.lab.api import Lab
 
-        made = Lab.up(name, nodes=nodes, subnet=subnet)
+        made = Lab.up(
+            name, nodes=nodes, subnet=subnet, engine="docker" if release else engine, release=release,
+            tell=lambda text: typer.echo(text, err=True),
+        )  # fmt: skip
         _status([made], json_output)
 
     @lab.command()

@@ -39,6 +39,12 @@ class NodeContext:
     runtime: str = "runc"
     agent: Path = Path("/run/migroce/admin.sock")
     lab: str | None = None
+    engine: str = "oci"
+    """What makes the containers: "oci" (we, by `runtime`) or "docker"."""
+    docker_host: str | None = None
+    """Where the node's dockerd listens, as DOCKER_HOST; None: the docker command's own default."""
+    docker_bin: str | None = None
+    """Directory of the docker command; None: it is on PATH."""
 
     @property
     def bundles(self) -> Path:

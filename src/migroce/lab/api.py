@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,7 +27,7 @@ from migroce import criu, paths
 from migroce.engines import cgroup, mounts
 from migroce.engines.context import NodeContext, write_json
 from migroce.errors import LabError
-from migroce.lab import kdat, processes, topology
+from migroce.lab import docker, kdat, processes, topology
 from migroce.nodes import LocalNode
 
 MAX_NODES = 26
@@ -52,9 +52,12 @@ class Lab:
     """A lab that is up."""
 
     def __init__(
-        self, name: str, state: Path, plan: topology.Plan, contexts: Mapping[str, NodeContext]
-    ) -> None:
+        self, name: str, state: Path, plan: topology.Plan, contexts: Mapping[str, NodeContext],
+        made: docker.Docker | None = None,
+    ) -> None:  # fmt: skip
         self.name = name
+        self.docker = made
+        """The Docker of its nodes; None: containers are plain OCI bundles."""
         self.state = state
         self._plan = plan
         self.nodes = {node: LocalNode(ctx, f"{name}/{node}") for node, ctx in contexts.items()}
@@ -63,26 +66,34 @@ class Lab:
 
     @classmethod
     def up(
-        cls, name: str = "lab", nodes: int = 2, subnet: str = "10.0.1.0/24", *, overlay: bool = True
-    ) -> Self:
+        cls, name: str = "lab", nodes: int = 2, subnet: str = "10.0.1.0/24", *, overlay: bool = True,
+        engine: str = "oci", release: str | None = None, tell: Callable[[str], None] = lambda _: None,
+    ) -> Self:  # fmt: skip
         """Bring up a lab; one that is up already is taken as it is, its agents started if they had died.
 
-        `overlay` False: containers' bridges are joined directly, for benchmarks. Raises LabError.
+        `overlay` False: containers' bridges are joined directly, for benchmarks. `engine`: "oci", or "docker"
+        for a dockerd per node, of the release that `docker.find` finds; `tell` hears what is fetched first.
+        Raises LabError.
         """
         _check(name, nodes, subnet)
+        if engine not in ("oci", "docker"):
+            raise LabError("up", f"there is no engine {engine!r}", "name oci or docker")
+        made = docker.find(release, tell=tell) if engine == "docker" else None
+        saved = docker.image(tell=tell) if made is not None else None
         with _locked(name):
             if _state(name).is_dir():
                 lab = cls._whole(name)
                 if lab is not None:
-                    known = (len(lab.nodes), lab._plan.overlay)
-                    if known != (nodes, overlay):
+                    known = (len(lab.nodes), lab._plan.overlay, lab.docker)
+                    if known != (nodes, overlay, made):
                         mend = "take it down first, or give this one another name"
                         raise LabError("up", f"lab {name} is up with {known[0]} nodes and differs", mend)
                     lab._ensure_agents()
+                    lab._ensure_docker(saved)
                     return lab
             _clear(name)
             try:
-                return cls._build(name, nodes, subnet, overlay=overlay)
+                return cls._build(name, nodes, subnet, overlay, made, saved)
             except BaseException as exc:
                 _clear(name)
                 if isinstance(exc, (LabError, KeyboardInterrupt)) or not isinstance(exc, Exception):
@@ -101,22 +112,26 @@ class Lab:
     def _whole(cls, name: str) -> Self | None:
         try:
             raw = json.loads((_state(name) / "lab.json").read_text())
-            plan = topology.Plan(name, tuple(raw["nodes"]), bool(raw["overlay"]))
+            known = raw.get("docker")
+            made = docker.Docker(known[0], Path(known[1]) if known[1] else None) if known else None
+            plan = topology.Plan(name, tuple(raw["nodes"]), bool(raw["overlay"]), docker=made is not None)
         except (OSError, ValueError, KeyError):
             return None
         wanted = [plan.underlay_ns(), *(plan.node_ns(node) for node in plan.nodes)]
         if not all(os.path.ismount(topology.netns_path(each)) for each in wanted):
             return None
         contexts = {node: NodeContext.load(_state(name) / node) for node in plan.nodes}
-        return cls(name, _state(name), plan, contexts)
+        return cls(name, _state(name), plan, contexts, made)
 
     @classmethod
-    def _build(cls, name: str, count: int, subnet: str, *, overlay: bool) -> Self:
+    def _build(
+        cls, name: str, count: int, subnet: str, overlay: bool, made: docker.Docker | None, saved: Path | None
+    ) -> Self:
         names = tuple(f"node-{letter}" for letter in string.ascii_lowercase[:count])
-        plan = topology.Plan(name, names, overlay)
+        plan = topology.Plan(name, names, overlay, docker=made is not None)
         state = _state(name)
         state.mkdir(mode=0o755, parents=True)
-        if "overlay" in (mounts.filesystem(Path("/")), mounts.filesystem(state)):
+        if made is None and "overlay" in (mounts.filesystem(Path("/")), mounts.filesystem(state)):
             reason = "the root file system here is an overlay, and CRIU cannot dump an overlay on an overlay"
             raise LabError("up", reason, "use a machine or a virtual machine instead of a container")
         contexts = {}
@@ -125,17 +140,26 @@ class Lab:
             ctx = contexts[node] = NodeContext(
                 name=node, state=where, runc_root=where / "runc", cgroup=f"migroce/{name}/{node}",
                 netns=str(topology.netns_path(plan.node_ns(node))), netns_prefix=f"{plan.node_ns(node)}.",
-                bridge=topology.BRIDGE, mtu=topology.MTU, subnet=subnet, lab=name,
+                bridge=None if made else topology.BRIDGE, mtu=topology.MTU, subnet=subnet, lab=name,
                 prefixlen=ipaddress.IPv4Network(subnet).prefixlen, agent=where / "agent" / "admin.sock",
             )  # fmt: skip
+            if made is not None:
+                found = str(made.bin) if made.bin else None
+                ctx = contexts[node] = dataclasses.replace(
+                    ctx, engine="docker", docker_host=docker.host(ctx), docker_bin=found
+                )
             for directory in (ctx.runc_root, ctx.bundles, ctx.checkpoints, ctx.migrations):
                 directory.mkdir(mode=0o700, parents=True)
             ctx.save()
         topology.build(plan)
         kdat.provide(criu.find())
-        lab = cls(name, state, plan, contexts)
+        lab = cls(name, state, plan, contexts, made)
         lab._ensure_agents()
-        write_json(state / "lab.json", {"nodes": names, "overlay": overlay, "subnet": subnet})
+        lab._ensure_docker(saved)
+        release = [made.version, str(made.bin) if made.bin else None] if made is not None else None
+        write_json(
+            state / "lab.json", {"nodes": names, "overlay": overlay, "subnet": subnet, "docker": release}
+        )
         return lab
 
     def _ensure_agents(self) -> None:
@@ -144,6 +168,14 @@ class Lab:
                 processes.start_agent(node.context, node.command([]))
         for node in self.nodes.values():
             processes.wait_for_agent(node.context)
+
+    def _ensure_docker(self, saved: Path | None) -> None:
+        if self.docker is not None:
+            docker.ensure(
+                {name: node.context for name, node in self.nodes.items()}, self.docker,
+                lambda node: self.nodes[node].command([]), self._subnet(), topology.MTU,
+                self._plan.underlay_ip, saved,
+            )  # fmt: skip
 
     def down(self) -> None:
         """Take the lab down. Nothing of it stays. Raises LabError."""
@@ -259,6 +291,7 @@ def _clear(name: str) -> None:
     cgroup.destroy(f"migroce/{name}")
     mounts.unmount_below(state)
     topology.destroy(name)
+    docker.withdraw(name, state)
     shutil.rmtree(state, ignore_errors=True)
     if state.exists():
         raise LabError("down", f"{state} cannot be removed", "see what is mounted or open there")

@@ -39,6 +39,8 @@ class Plan:
     lab: str
     nodes: tuple[str, ...]
     overlay: bool
+    docker: bool = False
+    """Docker makes the nodes' bridges and the overlay itself."""
 
     def underlay_ns(self) -> str:
         return f"migroce-{self.lab}.net"
@@ -110,6 +112,9 @@ def _node(plan: Plan, node: str) -> None:
     with IPRoute() as ipr:
         _up(ipr, "lo")
         eth0 = _up(ipr, "eth0")
+        if plan.docker:
+            ipr.addr("add", index=eth0, address=plan.underlay_ip(node), prefixlen=24)
+            return
         bridge = _add_bridge(ipr, MTU)
         if not plan.overlay:
             ipr.link("set", index=eth0, mtu=MTU, master=bridge)
