@@ -80,6 +80,12 @@ int mg_cq_poll(struct mg_cq *cq, int n, struct ibv_wc *wc)
 	return got;
 }
 
+void mg_cq_note(struct mg_cq *cq, int channel, uint32_t events)
+{
+	cq->channel = (uint32_t)(channel + 1);
+	cq->events = events;
+}
+
 void mg_cq_arm(struct mg_cq *cq, bool solicited_only)
 {
 	/* Arming for everything is not weakened by a later arming for solicited ones (IBA 11.4.2.2). */

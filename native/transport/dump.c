@@ -43,6 +43,7 @@ static void dump_qp(struct writer *w, const struct mg_qp *qp)
 		.send_cq = qp->send_cq ? qp->send_cq->handle : 0,
 		.recv_cq = qp->recv_cq ? qp->recv_cq->handle : 0,
 		.srq = qp->srq ? qp->srq->handle : 0,
+		.xrcd = qp->xrcd ? qp->xrcd->handle : 0,
 		.peer_qpn = qp->peer_qpn,
 		.path_mtu = qp->mtu,
 		.peer_capable = m->peer_capable,
@@ -58,7 +59,7 @@ static void dump_qp(struct writer *w, const struct mg_qp *qp)
 		.sq_depth = qp->cap.max_send_wr,
 		.sq_fill = rq->tail - rq->head,
 		.rq_depth = qp->cap.max_recv_wr,
-		.rq_fill = mg_rq_fill(&qp->rq),
+		.rq_fill = mg_rq_fill(&qp->rq) + (rs->have_wqe && !rs->wqe_srq),
 		.retry_cnt = qp->attr.retry_cnt,
 		.rnr_retry = qp->attr.rnr_retry,
 		.timeout = qp->attr.timeout,
@@ -97,6 +98,25 @@ static void dump_qp(struct writer *w, const struct mg_qp *qp)
 	}
 }
 
+static void dump_srq(struct writer *w, const struct mg_srq *srq)
+{
+	struct mg_dump_srq d = {
+		.handle = srq->handle,
+		.num = srq->num,
+		.pd = srq->pd->handle,
+		.cq = srq->cq ? srq->cq->handle : 0,
+		.xrcd = srq->xrcd ? srq->xrcd->handle : 0,
+		.depth = srq->rq.max_wr,
+		.fill = mg_rq_fill(&srq->rq),
+		.max_sge = srq->rq.max_sge,
+		.limit = srq->limit,
+		.refs = srq->refs,
+		.total = srq->total,
+	};
+
+	record(w, MG_DUMP_SRQ, &d, sizeof(d));
+}
+
 static void dump_context(struct writer *w, const struct mg_engine *e)
 {
 	struct mg_dump_context c = {.qpn_base = e->cfg.qpn_base,
@@ -107,7 +127,9 @@ static void dump_context(struct writer *w, const struct mg_engine *e)
 				    .n_qp = e->qps.used,
 				    .n_mr = e->mrs.used,
 				    .n_cq = e->cqs.used,
-				    .n_pd = e->pds.used};
+				    .n_pd = e->pds.used,
+				    .n_srq = e->srqs.used,
+				    .n_xrcd = e->xrcds.used};
 
 	memcpy(c.gid, e->cfg.addr.gid, 16);
 	record(w, MG_DUMP_CONTEXT, &c, sizeof(c));
@@ -138,10 +160,19 @@ size_t mg_dump(const struct mg_engine *e, uint8_t *buf, size_t cap)
 	}
 	for (uint32_t it = 0; (o = mg_idtab_next(&e->cqs, &it));) {
 		const struct mg_cq *cq = o;
-		struct mg_dump_cq d = {cq->handle, cq->depth, cq->fill, cq->armed, cq->total, 0};
+		struct mg_dump_cq d = {cq->handle, cq->depth,	cq->fill,  cq->armed,
+				       cq->total,  cq->channel, cq->events};
 
 		record(&w, MG_DUMP_CQ, &d, sizeof(d));
 	}
+	for (uint32_t it = 0; (o = mg_idtab_next(&e->xrcds, &it));) {
+		const struct mg_xrcd *x = o;
+		struct mg_dump_xrcd d = {x->handle, x->refs};
+
+		record(&w, MG_DUMP_XRCD, &d, sizeof(d));
+	}
+	for (uint32_t it = 0; (o = mg_idtab_next(&e->srqs, &it));)
+		dump_srq(&w, o);
 	for (uint32_t it = 0; (o = mg_idtab_next(&e->qps, &it));)
 		dump_qp(&w, o);
 

@@ -41,6 +41,7 @@ enum mg_dump_type {
 	MG_DUMP_COUNTERS = 7, /* u64 each, in enum mg_counter's order */
 	MG_DUMP_SRQ = 8,
 	MG_DUMP_AH = 9,
+	MG_DUMP_XRCD = 10,
 	MG_DUMP_END = 0xffff,
 };
 
@@ -52,7 +53,8 @@ struct mg_dump_context { /* 64 bytes */
 	uint32_t epoch;
 	uint32_t max_path_mtu;
 	uint32_t n_qp, n_mr, n_cq, n_pd;
-	uint32_t rsv[3];
+	uint32_t n_srq, n_xrcd;
+	uint32_t rsv;
 } __attribute__((packed));
 
 struct mg_dump_pd { /* 8 bytes */
@@ -68,7 +70,8 @@ struct mg_dump_mr { /* 40 bytes */
 struct mg_dump_cq {			     /* 32 bytes */
 	uint32_t handle, depth, fill, armed; /* armed: 0 no, 1 next, 2 solicited */
 	uint64_t total;			     /* completions ever */
-	uint64_t rsv;
+	uint32_t channel; /* its completion channel: 1 + the descriptor's number; 0: none */
+	uint32_t events;  /* told to the channel and not fetched yet */
 } __attribute__((packed));
 
 enum mg_dump_mstate {
@@ -98,7 +101,22 @@ struct mg_dump_qp {		   /* 256 bytes */
 	uint32_t n_resources;
 	uint32_t tclass_hop; /* tclass << 8 | hop limit */
 	uint64_t tx_packets, rx_packets, tx_bytes, rx_bytes, retransmits, duplicates, send_done, recv_done;
-	uint64_t rsv;
+	uint32_t xrcd; /* handle */
+	uint32_t rsv;
+} __attribute__((packed));
+
+struct mg_dump_srq {	       /* 48 bytes */
+	uint32_t handle, num;  /* num: what XRC requests name it by */
+	uint32_t pd, cq, xrcd; /* handles; cq, xrcd: of an XRC one, else 0 */
+	uint32_t depth, fill, max_sge;
+	uint32_t limit; /* armed for the limit event below this fill; 0: not armed */
+	uint32_t refs;	/* QPs */
+	uint64_t total; /* receive requests taken ever */
+} __attribute__((packed));
+
+struct mg_dump_xrcd { /* 8 bytes */
+	uint32_t handle;
+	uint32_t refs; /* SRQs and QPs */
 } __attribute__((packed));
 
 struct mg_dump_resource {     /* 40 bytes */
@@ -115,5 +133,7 @@ _Static_assert(sizeof(struct mg_dump_mr) == 40, "dump mr");
 _Static_assert(sizeof(struct mg_dump_cq) == 32, "dump cq");
 _Static_assert(sizeof(struct mg_dump_qp) == 256, "dump qp");
 _Static_assert(sizeof(struct mg_dump_resource) == 40, "dump resource");
+_Static_assert(sizeof(struct mg_dump_srq) == 48, "dump srq");
+_Static_assert(sizeof(struct mg_dump_xrcd) == 8, "dump xrcd");
 
 #endif

@@ -63,6 +63,7 @@ struct mg_cq {
 	uint8_t armed; /* 0 no, 1 any completion, 2 solicited or error */
 	bool overrun;
 	uint64_t total;
+	uint32_t channel, events; /* for the dump only: mg_cq_note */
 };
 
 /* Window in packets (window.c). */

@@ -209,11 +209,22 @@ static void reset(struct mg_qp *qp)
 	qp->mig = fresh;
 }
 
+/* What the other half of an XRC connection needs may be given too: programs treat it as RC. */
+static int own_half(enum ibv_qp_type type, int mask)
+{
+	switch (type) {
+	case IBV_QPT_XRC_SEND: return mask & ~(IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
+	case IBV_QPT_XRC_RECV: return mask & ~(IBV_QP_MAX_QP_RD_ATOMIC | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY);
+	default: return mask;
+	}
+}
+
 int mg_qp_modify(struct mg_qp *qp, mg_time now, const struct ibv_qp_attr *attr, int mask)
 {
 	enum ibv_qp_state from = qp->state, to = mask & IBV_QP_STATE ? attr->qp_state : from;
 	int err;
 
+	mask = own_half(qp->type, mask);
 	if (mask & IBV_QP_CUR_STATE && attr->cur_qp_state != from)
 		return EINVAL;
 	err = mg_qp_check_transition(qp->type, from, to, mask);

@@ -25,11 +25,17 @@ static void set_ops(struct verbs_context *v)
 	ops->req_notify_cq = mgv_req_notify_cq;
 	ops->post_send = mgv_post_send;
 	ops->post_recv = mgv_post_recv;
+	ops->post_srq_recv = mgv_post_srq_recv;
 
 	v->query_port = mgv_query_port;
 	v->query_device_ex = mgv_query_device_ex;
 	v->create_cq_ex = mgv_create_cq_ex;
 	v->create_qp_ex = mgv_create_qp_ex;
+	v->open_qp = mgv_open_qp;
+	v->create_srq_ex = mgv_create_srq_ex;
+	v->get_srq_num = mgv_get_srq_num;
+	v->open_xrcd = mgv_open_xrcd;
+	v->close_xrcd = mgv_close_xrcd;
 	v->alloc_td = mgv_alloc_td;
 	v->dealloc_td = mgv_dealloc_td;
 	v->alloc_parent_domain = mgv_alloc_parent_domain;
@@ -53,6 +59,8 @@ static struct ibv_context *open_ours(void)
 	mgv_list_init(&ctx->qps);
 	mgv_list_init(&ctx->ahs);
 	mgv_list_init(&ctx->channels);
+	mgv_list_init(&ctx->srqs);
+	mgv_list_init(&ctx->xrcds);
 	mgv_list_init(&ctx->async);
 
 	err = mgv_sem_open(&ctx->async_sem);
@@ -105,6 +113,8 @@ static void release_all(struct mgv_context *ctx)
 {
 	struct mg_device *dev = ctx->dev;
 	struct mgv_channel *ch;
+	struct mgv_xrcd *xrcd;
+	struct mgv_srq *srq;
 	struct mgv_qp *qp;
 	struct mgv_cq *cq;
 	struct mgv_mr *mr;
@@ -114,9 +124,16 @@ static void release_all(struct mgv_context *ctx)
 	mg_device_lock(dev);
 	mgv_list_del(&ctx->link);
 	while ((qp = first(&ctx->qps, struct mgv_qp))) {
-		mg_qp_destroy(qp->mg);
-		mgv_list_del(&qp->link);
+		mgv_qp_release(qp);
 		mgv_qp_free(qp);
+	}
+	while ((srq = first(&ctx->srqs, struct mgv_srq))) {
+		mgv_srq_release(srq);
+		mgv_srq_free(srq);
+	}
+	while ((xrcd = first(&ctx->xrcds, struct mgv_xrcd))) {
+		mgv_xrcd_release(xrcd);
+		free(xrcd);
 	}
 	while ((cq = first(&ctx->cqs, struct mgv_cq))) {
 		mgv_channel_withdraw(cq);

@@ -30,6 +30,7 @@ static struct mgv_cq *cq_create(struct ibv_context *c, uint32_t cqe, void *cq_co
 	err = mg_cq_create(ctx->dev->engine, cqe, cq, &cq->mg);
 	if (!err) {
 		cq->ib.handle = mgv_handle(ctx);
+		mg_cq_note(cq->mg, channel ? channel->fd : -1, 0);
 		cq->ib.cqe = (int)mg_cq_depth(cq->mg);
 		mgv_list_add(&ctx->cqs, &cq->link);
 	}

@@ -10,6 +10,7 @@ struct mgv_device mgv_device = {
 	.ib = {.node_type = IBV_NODE_CA, .transport_type = IBV_TRANSPORT_IB},
 	.lock = PTHREAD_MUTEX_INITIALIZER,
 	.contexts = {&mgv_device.contexts, &mgv_device.contexts},
+	.domains = {&mgv_device.domains, &mgv_device.domains},
 };
 
 /* A list we gave out. Applications hold &devs[0]; ibv_free_device_list goes back from there. */

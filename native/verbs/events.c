@@ -98,6 +98,7 @@ static void on_cq_event(struct mg_cq *mg)
 	ch = mgv_channel(cq->ib.channel);
 	if (!cq->pending++)
 		mgv_list_add(&ch->cqs, &cq->ready);
+	mg_cq_note(mg, ch->ib.fd, cq->pending);
 	sem_add(&ch->sem, 1);
 }
 
@@ -106,7 +107,7 @@ void mgv_channel_withdraw(struct mgv_cq *cq)
 	if (!cq->pending)
 		return;
 	sem_withdraw(&mgv_channel(cq->ib.channel)->sem, cq->pending);
-	cq->pending = 0;
+	cq->pending = 0; /* the CQ itself may be gone */
 	mgv_list_del(&cq->ready);
 }
 
@@ -180,6 +181,7 @@ MGV_EXPORT int ibv_get_cq_event(struct ibv_comp_channel *channel, struct ibv_cq 
 			if (--head->pending) /* others first */
 				mgv_list_add(&ch->cqs, &head->ready);
 			head->comp_delivered++;
+			mg_cq_note(head->mg, ch->ib.fd, head->pending);
 		}
 		sem_taken(&ch->sem, v, mgv_list_empty(&ch->cqs));
 		mg_device_unlock(ch->dev);
@@ -231,6 +233,11 @@ static bool is_qp_event(enum ibv_event_type t)
 	}
 }
 
+static bool is_srq_event(enum ibv_event_type t)
+{
+	return t == IBV_EVENT_SRQ_ERR || t == IBV_EVENT_SRQ_LIMIT_REACHED;
+}
+
 static void async_queue(struct mgv_context *ctx, const struct ibv_async_event *ev, uint32_t *delivered)
 {
 	struct mgv_async *a = malloc(sizeof(*a));
@@ -253,10 +260,18 @@ static void on_async_event(enum ibv_event_type type, void *object)
 		ev.element.cq = mgv_cq_ib(cq);
 		async_queue(mgv_ctx(cq->ib.context), &ev, &cq->async_delivered);
 	} else if (is_qp_event(type) && object) {
-		struct mgv_qp *qp = mg_qp_owner(object);
+		struct mgv_qp *owner = mg_qp_owner(object), *qp = owner;
 
-		ev.element.qp = &qp->ex.qp_base;
-		async_queue(mgv_ctx(qp->ex.qp_base.context), &ev, &qp->async_delivered);
+		do { /* an XRC target's is told to everybody who has opened it */
+			ev.element.qp = &qp->ex.qp_base;
+			async_queue(mgv_ctx(qp->ex.qp_base.context), &ev, &qp->async_delivered);
+			qp = mgv_container(qp->sharers.next, struct mgv_qp, sharers);
+		} while (qp != owner);
+	} else if (is_srq_event(type) && object) {
+		struct mgv_srq *srq = mg_srq_owner(object);
+
+		ev.element.srq = &srq->ib;
+		async_queue(mgv_ctx(srq->ib.context), &ev, &srq->async_delivered);
 	} else { /* the port's or the device's: everybody hears it */
 		ev.element.port_num = 1;
 		for (struct mgv_list *l = mgv_device.contexts.next; l != &mgv_device.contexts; l = l->next)
@@ -325,6 +340,10 @@ MGV_EXPORT void ibv_ack_async_event(struct ibv_async_event *event)
 		mutex = &event->element.qp->mutex;
 		cond = &event->element.qp->cond;
 		completed = &event->element.qp->events_completed;
+	} else if (is_srq_event(event->event_type) && mgv_is_ours(event->element.srq->context)) {
+		mutex = &event->element.srq->mutex;
+		cond = &event->element.srq->cond;
+		completed = &event->element.srq->events_completed;
 	} else { /* a real device's, or a port event, which nobody counts */
 		MGV_FORWARD_VOID(ibv_ack_async_event, event);
 		return;

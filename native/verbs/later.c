@@ -7,15 +7,7 @@
 #include "verbs/forward.h"
 #include "verbs/mgv.h"
 
-/* ---- shared receive queues, multicast, enhanced connection establishment --------------------------- */
-
-MGV_EXPORT struct ibv_srq *ibv_create_srq(struct ibv_pd *pd, struct ibv_srq_init_attr *attr)
-{
-	if (!mgv_is_ours(pd->context))
-		return MGV_FORWARD_PTR(ibv_create_srq, pd, attr);
-	errno = EOPNOTSUPP;
-	return NULL;
-}
+/* ---- multicast, enhanced connection establishment --------------------------- */
 
 MGV_EXPORT int ibv_attach_mcast(struct ibv_qp *qp, const union ibv_gid *gid, uint16_t lid)
 {

@@ -67,6 +67,7 @@ struct mgv_device {
 	pthread_mutex_t lock; /* guards `named` and ib's strings */
 	bool named;
 	struct mgv_list contexts; /* dev->lock */
+	struct mgv_list domains;  /* of struct mgv_domain; dev->lock */
 };
 extern struct mgv_device mgv_device;
 
@@ -108,7 +109,7 @@ struct mgv_async {
 struct mgv_context {
 	struct mg_device *dev;
 	struct mgv_list link; /* in mgv_device.contexts */
-	struct mgv_list pds, mrs, cqs, qps, ahs, channels;
+	struct mgv_list pds, mrs, cqs, qps, ahs, channels, srqs, xrcds;
 	struct mgv_list async; /* of struct mgv_async, oldest first */
 	struct mgv_sem async_sem;
 	uint32_t handles;
@@ -177,6 +178,40 @@ static inline struct mgv_cq *mgv_cq(struct ibv_cq *c)
 	return mgv_container(c, struct mgv_cq, ib);
 }
 
+/* An XRC domain, by as many handles as have opened it (xrc.c). */
+struct mgv_domain {
+	struct mg_xrcd *mg;
+	bool is_file;
+	dev_t st_dev; /* which */
+	ino_t st_ino;
+	unsigned opened;
+	struct mgv_list link; /* in mgv_device.domains */
+};
+
+struct mgv_xrcd {
+	struct ibv_xrcd ib;
+	struct mgv_domain *domain;
+	unsigned users; /* SRQs and QPs */
+	struct mgv_list link;
+};
+static inline struct mgv_xrcd *mgv_xrcd(struct ibv_xrcd *x)
+{
+	return mgv_container(x, struct mgv_xrcd, ib);
+}
+
+struct mgv_srq {
+	struct ibv_srq ib;
+	struct mg_srq *mg;
+	struct mg_device *dev;
+	struct mgv_xrcd *xrcd; /* of an XRC one */
+	uint32_t async_delivered;
+	struct mgv_list link;
+};
+static inline struct mgv_srq *mgv_srq(struct ibv_srq *s)
+{
+	return mgv_container(s, struct mgv_srq, ib);
+}
+
 /* What ibv_wr_* have put together since ibv_wr_start (qp_ex.c). */
 struct mgv_builder {
 	pthread_mutex_t lock; /* wr_start .. wr_complete / wr_abort */
@@ -202,6 +237,8 @@ struct mgv_qp {
 	struct ibv_qp_cap cap;
 	struct mgv_builder b;
 	uint32_t async_delivered;
+	struct mgv_xrcd *xrcd;	 /* of an XRC target */
+	struct mgv_list sharers; /* the other handles of the same XRC target (ibv_open_qp) */
 	struct mgv_list link;
 };
 static inline struct mgv_qp *mgv_qp(struct ibv_qp *q)
@@ -257,6 +294,19 @@ void mgv_qp_free(struct mgv_qp *qp);
 	(IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM | IBV_QP_EX_WITH_SEND |        \
 	 IBV_QP_EX_WITH_SEND_WITH_IMM | IBV_QP_EX_WITH_RDMA_READ | IBV_QP_EX_WITH_ATOMIC_CMP_AND_SWP | \
 	 IBV_QP_EX_WITH_ATOMIC_FETCH_AND_ADD)
+void mgv_qp_init(struct mgv_qp *qp, struct ibv_context *c, struct mg_qp *mg); /* dev->lock held */
+int mgv_qp_release(struct mgv_qp *qp); /* out of the engine, lists, counts; dev->lock held */
+
+/* srq.c, xrc.c; those that release: with dev->lock held */
+struct ibv_srq *mgv_create_srq_ex(struct ibv_context *c, struct ibv_srq_init_attr_ex *attr);
+int mgv_get_srq_num(struct ibv_srq *srq, uint32_t *num);
+int mgv_post_srq_recv(struct ibv_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad);
+int mgv_srq_release(struct mgv_srq *srq); /* as mgv_qp_release */
+void mgv_srq_free(struct mgv_srq *srq);
+struct ibv_xrcd *mgv_open_xrcd(struct ibv_context *c, struct ibv_xrcd_init_attr *attr);
+int mgv_close_xrcd(struct ibv_xrcd *xrcd);
+void mgv_xrcd_release(struct mgv_xrcd *x); /* no longer used by anybody */
+struct ibv_qp *mgv_open_qp(struct ibv_context *c, struct ibv_qp_open_attr *attr);
 
 /* events.c: called with dev->lock held, except where said */
 extern const struct mg_device_hooks mgv_hooks;

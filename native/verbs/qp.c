@@ -7,7 +7,7 @@
 
 #define KNOWN_MASK                                                                               \
 	(IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_CREATE_FLAGS | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS | \
-	 IBV_QP_INIT_ATTR_MAX_TSO_HEADER)
+	 IBV_QP_INIT_ATTR_MAX_TSO_HEADER | IBV_QP_INIT_ATTR_XRCD)
 
 static int check_init(const struct ibv_context *c, const struct ibv_qp_init_attr_ex *a)
 {
@@ -19,13 +19,49 @@ static int check_init(const struct ibv_context *c, const struct ibv_qp_init_attr
 		return EOPNOTSUPP;
 	if ((a->comp_mask & IBV_QP_INIT_ATTR_SEND_OPS_FLAGS) && (a->send_ops_flags & ~(uint64_t)MGV_SEND_OPS))
 		return EOPNOTSUPP;
+	return 0;
+}
+
+/* What it is to be made of, of this context; what its type needs is the engine's business. */
+static int find_parts(struct ibv_context *c, const struct ibv_qp_init_attr_ex *a, struct mg_qp_parts *p)
+{
+	bool tgt = a->qp_type == IBV_QPT_XRC_RECV, ini = a->qp_type == IBV_QPT_XRC_SEND;
+
+	*p = (struct mg_qp_parts){0};
+	if (tgt) { /* its other members are not looked at */
+		if (!(a->comp_mask & IBV_QP_INIT_ATTR_XRCD) || !a->xrcd || a->xrcd->context != c)
+			return EINVAL;
+		p->xrcd = mgv_xrcd(a->xrcd)->domain->mg;
+		return 0;
+	}
 	if (!(a->comp_mask & IBV_QP_INIT_ATTR_PD) || !a->pd || a->pd->context != c)
 		return EINVAL;
-	if (a->srq)
-		return EOPNOTSUPP;
-	if (!a->send_cq || !a->recv_cq || a->send_cq->context != c || a->recv_cq->context != c)
+	p->pd = mgv_pd(a->pd)->mg;
+	if ((a->send_cq && a->send_cq->context != c) || (!ini && a->recv_cq && a->recv_cq->context != c) ||
+	    (!ini && a->srq && a->srq->context != c))
 		return EINVAL;
+	if (a->send_cq)
+		p->send_cq = mgv_cq(a->send_cq)->mg;
+	if (!ini && a->recv_cq)
+		p->recv_cq = mgv_cq(a->recv_cq)->mg;
+	if (!ini && a->srq)
+		p->srq = mgv_srq(a->srq)->mg;
 	return 0;
+}
+
+void mgv_qp_init(struct mgv_qp *qp, struct ibv_context *c, struct mg_qp *mg)
+{
+	struct ibv_qp *ib = &qp->ex.qp_base;
+
+	qp->mg = mg;
+	qp->dev = mgv_ctx(c)->dev;
+	ib->context = c;
+	ib->qp_num = mg_qp_num(mg);
+	ib->handle = mgv_handle(mgv_ctx(c));
+	pthread_mutex_init(&ib->mutex, NULL);
+	pthread_cond_init(&ib->cond, NULL);
+	mgv_list_init(&qp->sharers);
+	mgv_qp_ex_init(qp);
 }
 
 struct ibv_qp *mgv_create_qp_ex(struct ibv_context *c, struct ibv_qp_init_attr_ex *attr)
@@ -38,6 +74,8 @@ struct ibv_qp *mgv_create_qp_ex(struct ibv_context *c, struct ibv_qp_init_attr_e
 	int err;
 
 	err = check_init(c, attr);
+	if (!err)
+		err = find_parts(c, attr, &parts);
 	if (err)
 		goto err;
 	qp = calloc(1, sizeof(*qp));
@@ -46,20 +84,20 @@ struct ibv_qp *mgv_create_qp_ex(struct ibv_context *c, struct ibv_qp_init_attr_e
 		goto err;
 	}
 	a = *attr;
-	qp->dev = ctx->dev;
 	mg_device_lock(ctx->dev);
-	parts = (struct mg_qp_parts){
-		.pd = mgv_pd(a.pd)->mg, .send_cq = mgv_cq(a.send_cq)->mg, .recv_cq = mgv_cq(a.recv_cq)->mg};
 	err = mg_qp_create(ctx->dev->engine, &parts, &a, qp, &qp->mg);
 	ib = &qp->ex.qp_base;
 	if (!err) {
-		ib->context = c;
+		mgv_qp_init(qp, c, qp->mg);
 		ib->qp_context = a.qp_context;
-		ib->pd = a.pd;
-		ib->send_cq = a.send_cq;
-		ib->recv_cq = a.recv_cq;
-		ib->qp_num = mg_qp_num(qp->mg);
-		ib->handle = mgv_handle(ctx);
+		ib->pd = parts.pd ? a.pd : NULL;
+		ib->send_cq = parts.send_cq ? a.send_cq : NULL;
+		ib->recv_cq = parts.recv_cq ? a.recv_cq : NULL;
+		ib->srq = parts.srq ? a.srq : NULL;
+		if (parts.xrcd) {
+			qp->xrcd = mgv_xrcd(a.xrcd);
+			qp->xrcd->users++;
+		}
 		ib->state = IBV_QPS_RESET;
 		ib->qp_type = a.qp_type;
 		mgv_list_add(&ctx->qps, &qp->link);
@@ -67,11 +105,8 @@ struct ibv_qp *mgv_create_qp_ex(struct ibv_context *c, struct ibv_qp_init_attr_e
 	mg_device_unlock(ctx->dev);
 	if (err)
 		goto err;
-	pthread_mutex_init(&ib->mutex, NULL);
-	pthread_cond_init(&ib->cond, NULL);
 	qp->cap = a.cap;
 	qp->has_ex = a.comp_mask & IBV_QP_INIT_ATTR_SEND_OPS_FLAGS;
-	mgv_qp_ex_init(qp);
 	attr->cap = a.cap; /* what was granted */
 	return ib;
 err:
@@ -174,6 +209,24 @@ void mgv_qp_free(struct mgv_qp *qp)
 	free(qp);
 }
 
+int mgv_qp_release(struct mgv_qp *qp)
+{
+	int err = 0;
+
+	if (mgv_list_empty(&qp->sharers)) {
+		err = mg_qp_destroy(qp->mg);
+	} else if (mg_qp_owner(qp->mg) == qp) { /* an XRC target lives as long as one handle does */
+		mg_qp_set_owner(qp->mg, mgv_container(qp->sharers.next, struct mgv_qp, sharers));
+	}
+	if (err)
+		return err;
+	mgv_list_del(&qp->sharers);
+	mgv_list_del(&qp->link);
+	if (qp->xrcd)
+		qp->xrcd->users--;
+	return 0;
+}
+
 MGV_EXPORT int ibv_destroy_qp(struct ibv_qp *ibqp)
 {
 	struct mgv_qp *qp;
@@ -186,10 +239,9 @@ MGV_EXPORT int ibv_destroy_qp(struct ibv_qp *ibqp)
 	mg_device_lock(qp->dev);
 	/* What it owes its peer (an ACK held back) goes out first. */
 	mg_net_flush(qp->dev, 0);
-	err = mg_qp_destroy(qp->mg);
+	err = mgv_qp_release(qp);
 	if (!err) {
 		mgv_async_withdraw(mgv_ctx(ibqp->context), ibqp);
-		mgv_list_del(&qp->link);
 		delivered = qp->async_delivered;
 	}
 	mg_device_unlock(qp->dev);

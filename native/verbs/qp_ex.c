@@ -173,9 +173,18 @@ static void wr_set_ud_addr(struct ibv_qp_ex *q, struct ibv_ah *ah, uint32_t qpn,
 {
 	wr_unsupported(q);
 }
+
+/* Of the latest request (ibv_wr_post(3)). */
 static void wr_set_xrc_srqn(struct ibv_qp_ex *q, uint32_t srqn)
 {
-	wr_unsupported(q);
+	struct mgv_builder *b = &of(q)->b;
+
+	if (b->err)
+		return;
+	if (!b->n_wr || q->qp_base.qp_type != IBV_QPT_XRC_SEND)
+		fail(b, EINVAL);
+	else
+		b->wr[b->n_wr - 1].qp_type.xrc.remote_srqn = srqn;
 }
 
 /* ---- the data ------------------------------------------------------------------------------------------- */

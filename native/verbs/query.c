@@ -43,13 +43,17 @@ static void device_attr(struct mg_device *dev, struct ibv_device_attr *a)
 	a->max_qp = (1 << 18) - 2; /* a process's id range */
 	a->max_qp_wr = MG_MAX_QP_WR;
 	a->device_cap_flags = IBV_DEVICE_CURR_QP_STATE_MOD | IBV_DEVICE_SYS_IMAGE_GUID |
-			      IBV_DEVICE_RC_RNR_NAK_GEN | IBV_DEVICE_PORT_ACTIVE_EVENT;
+			      IBV_DEVICE_RC_RNR_NAK_GEN | IBV_DEVICE_SRQ_RESIZE | IBV_DEVICE_XRC |
+			      IBV_DEVICE_PORT_ACTIVE_EVENT;
 	a->max_sge = MG_MAX_SGE;
 	a->max_sge_rd = MG_MAX_SGE;
 	a->max_cq = 1 << 20;
 	a->max_cqe = MG_MAX_CQE;
 	a->max_mr = 1 << 20;
 	a->max_pd = 1 << 20;
+	a->max_srq = 1 << 20;
+	a->max_srq_wr = MG_MAX_SRQ_WR;
+	a->max_srq_sge = MG_MAX_SGE;
 	a->max_qp_rd_atom = MG_MAX_RD_ATOMIC;
 	a->max_res_rd_atom = MG_MAX_RD_ATOMIC * 4096;
 	a->max_qp_init_rd_atom = MG_MAX_RD_ATOMIC;

@@ -30,13 +30,6 @@ static void *no_compat(void)
 	return NULL;
 }
 
-static int no_post_srq_recv(struct ibv_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
-{
-	if (bad)
-		*bad = wr;
-	return EOPNOTSUPP;
-}
-
 NO_PTR(struct ibv_mw, no_alloc_mw, struct ibv_pd *pd, enum ibv_mw_type type);
 NO_INT(no_bind_mw, struct ibv_qp *qp, struct ibv_mw *mw, struct ibv_mw_bind *bind);
 NO_INT(no_dealloc_mw, struct ibv_mw *mw);
@@ -77,11 +70,6 @@ NO_PTR(struct ibv_wq, no_create_wq, struct ibv_context *c, struct ibv_wq_init_at
 NO_INT(no_rt_values, struct ibv_context *c, struct ibv_values_ex *values);
 NO_INT(no_destroy_flow, struct ibv_flow *flow);
 NO_PTR(struct ibv_flow, no_create_flow, struct ibv_qp *qp, struct ibv_flow_attr *attr);
-NO_PTR(struct ibv_qp, no_open_qp, struct ibv_context *c, struct ibv_qp_open_attr *attr);
-NO_INT(no_srq_num, struct ibv_srq *srq, uint32_t *num);
-NO_PTR(struct ibv_srq, no_create_srq_ex, struct ibv_context *c, struct ibv_srq_init_attr_ex *attr);
-NO_PTR(struct ibv_xrcd, no_open_xrcd, struct ibv_context *c, struct ibv_xrcd_init_attr *attr);
-NO_INT(no_close_xrcd, struct ibv_xrcd *xrcd);
 
 static void context_ops(struct ibv_context_ops *ops)
 {
@@ -101,7 +89,6 @@ static void context_ops(struct ibv_context_ops *ops)
 	ops->_compat_modify_srq = no_compat;
 	ops->_compat_query_srq = no_compat;
 	ops->_compat_destroy_srq = no_compat;
-	ops->post_srq_recv = no_post_srq_recv;
 	ops->_compat_create_qp = no_compat;
 	ops->_compat_query_qp = no_compat;
 	ops->_compat_modify_qp = no_compat;
@@ -142,9 +129,4 @@ void mgv_ops_defaults(struct verbs_context *v)
 	/* Programs built against libibverbs 1.1.8 look for the two flow calls here. */
 	v->ABI_placeholder1 = (void (*)(void))no_create_flow;
 	v->ABI_placeholder2 = (void (*)(void))no_destroy_flow;
-	v->open_qp = no_open_qp;
-	v->get_srq_num = no_srq_num;
-	v->create_srq_ex = no_create_srq_ex;
-	v->open_xrcd = no_open_xrcd;
-	v->close_xrcd = no_close_xrcd;
 }

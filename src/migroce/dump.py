@@ -8,20 +8,59 @@ fill and the responder's replay record. It crosses machines and may come from a 
 The format is append-only: longer records than known are read as far as known, unknown record types
 are counted in `Dump.unknown` and skipped.
 
-Records are named tuples (immutable, slotted and, at 4096 QPs, three times faster than frozen data
-classes); integers are host integers, GIDs and tokens are 16 raw bytes.
+The records themselves, their layouts and words: dump_records.py.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import stat
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
+
+from migroce.dump_records import (
+    ARMED,
+    CONTEXT,
+    COUNTER_NAMES,
+    CQ,
+    MR,
+    MSTATES,
+    PD,
+    QP,
+    QP_STATES,
+    QP_TYPES,
+    RESOURCE,
+    SRQ,
+    T_CONTEXT,
+    T_COUNTERS,
+    T_CQ,
+    T_MR,
+    T_PD,
+    T_QP,
+    T_RESOURCE,
+    T_SRQ,
+    T_XRCD,
+    XRCD,
+    ContextRecord,
+    CqRecord,
+    MrRecord,
+    PdRecord,
+    QpRecord,
+    ResourceRecord,
+    SrqRecord,
+    XrcdRecord,
+    gid_bytes,
+    gid_text,
+)
+
+__all__ = [
+    "ARMED", "COUNTER_NAMES", "FLAG_STOPPED", "MAGIC", "MAX_BYTES", "MSTATES", "QP_STATES", "QP_TYPES",
+    "VERSION", "ContextRecord", "CqRecord", "Dump", "DumpError", "MrRecord", "PdRecord", "QpRecord",
+    "ResourceRecord", "SrqRecord", "XrcdRecord", "build", "gid_bytes", "gid_text", "make_qp", "parse", "read",
+]  # fmt: skip
 
 MAGIC = b"MGDUMP\r\n"
 VERSION = 1
@@ -34,196 +73,11 @@ _HEADER = struct.Struct("<8sIIQII")
 _RECORD = struct.Struct("<HHI")
 _END = struct.Struct("<II")
 _END_TYPE = 0xFFFF
-
-QP_TYPES = {2: "RC", 3: "UC", 4: "UD", 9: "XRC_SEND", 10: "XRC_RECV"}
-QP_STATES = ("RESET", "INIT", "RTR", "RTS", "SQD", "SQE", "ERR", "UNKNOWN")
-MSTATES = ("normal", "stopped", "paused", "resuming")
 _MTUS = frozenset((256, 512, 1024, 2048, 4096))
-ARMED = ("no", "next", "solicited")
-
-# enum mg_counter of native/transport/engine.h, in its order. Later ones become "counter_<n>".
-COUNTER_NAMES = (
-    "tx_packets",
-    "rx_packets",
-    "tx_bytes",
-    "rx_bytes",
-    "retransmits",
-    "timeouts",
-    "rnr_naks_rx",
-    "rnr_naks_tx",
-    "seq_naks_rx",
-    "seq_naks_tx",
-    "duplicates",
-    "rx_malformed",
-    "rx_icrc",
-    "rx_no_qp",
-    "rx_bad_source",
-    "nak_stopped_rx",
-    "resumes_tx",
-    "resumes_rx",
-    "resumes_refused",
-    "tx_errors",
-)
 
 
 class DumpError(Exception):
     """The bytes are not a usable dump. The message is one sentence: what is wrong, and why."""
-
-
-def gid_text(gid: bytes) -> str:
-    """A GID as users write it: dotted for an IPv4-mapped one, else IPv6 notation; "" when all zero."""
-    if gid[:12] == b"\0" * 10 + b"\xff\xff":
-        return socket.inet_ntop(socket.AF_INET, gid[12:])
-    return "" if not any(gid) else socket.inet_ntop(socket.AF_INET6, gid)
-
-
-def gid_bytes(text: str) -> bytes:
-    """The inverse of `gid_text`; ValueError when `text` is not an address."""
-    if not text:
-        return b"\0" * 16
-    try:
-        if ":" in text:
-            return socket.inet_pton(socket.AF_INET6, text)
-        return b"\0" * 10 + b"\xff\xff" + socket.inet_pton(socket.AF_INET, text)
-    except OSError:
-        raise ValueError(f"{text!r} is neither an IPv4 nor an IPv6 address") from None
-
-
-class ContextRecord(NamedTuple):
-    """The device context: its address, id range and totals."""
-
-    gid: bytes
-    qpn_base: int
-    qpn_count: int
-    slot: int
-    epoch: int
-    max_path_mtu: int
-    n_qp: int = 0
-    n_mr: int = 0
-    n_cq: int = 0
-    n_pd: int = 0
-
-
-class PdRecord(NamedTuple):
-    """A protection domain."""
-
-    handle: int
-    refs: int
-
-
-class MrRecord(NamedTuple):
-    """A memory region; `addr`, `length` and `iova` in bytes of the process's address space."""
-
-    addr: int
-    length: int
-    iova: int
-    lkey: int
-    rkey: int
-    access: int
-    pd: int
-
-
-class CqRecord(NamedTuple):
-    """A completion queue; `armed`: index into ARMED; `total`: completions ever."""
-
-    handle: int
-    depth: int
-    fill: int
-    armed: int
-    total: int
-
-
-class QpRecord(NamedTuple):
-    """A queue pair. Handles are 0 for none; PSNs have 24 bits; `path_mtu` in bytes."""
-
-    qpn: int
-    type: int
-    state: int
-    mstate: int
-    pd: int
-    send_cq: int
-    recv_cq: int
-    srq: int
-    peer_qpn: int
-    path_mtu: int
-    peer_capable: int
-    have_peer_token: int
-    token_acked: int
-    epoch: int
-    peer_epoch: int
-    sport: int
-    local_gid: bytes
-    peer_gid: bytes
-    token: bytes
-    peer_token: bytes
-    una_psn: int
-    next_psn: int
-    epsn: int
-    msn: int
-    sq_depth: int
-    sq_fill: int
-    rq_depth: int
-    rq_fill: int
-    retry_cnt: int
-    rnr_retry: int
-    timeout: int
-    min_rnr_timer: int
-    n_resources: int
-    tclass_hop: int
-    tx_packets: int
-    rx_packets: int
-    tx_bytes: int
-    rx_bytes: int
-    retransmits: int
-    duplicates: int
-    send_done: int
-    recv_done: int
-
-    @property
-    def connected(self) -> bool:
-        """Whether it can exchange packets: RTR, RTS or SQD with a peer."""
-        return self.state in (2, 3, 4)
-
-    def to_json(self, *, secrets: bool = False) -> dict[str, Any]:
-        """As plain data; the connection's tokens only with `secrets`."""
-        out: dict[str, Any] = self._asdict()
-        out["type"] = QP_TYPES.get(self.type, str(self.type))
-        out["state"] = QP_STATES[self.state]
-        out["mstate"] = MSTATES[self.mstate] if self.mstate < len(MSTATES) else str(self.mstate)
-        for name in ("local_gid", "peer_gid"):
-            out[name] = gid_text(out[name])
-        for name in ("token", "peer_token"):
-            value = out.pop(name)
-            if secrets:
-                out[name] = value.hex()
-        for name in ("peer_capable", "have_peer_token", "token_acked"):
-            out[name] = bool(out[name])
-        tclass_hop = out.pop("tclass_hop")
-        out["tclass"], out["hop_limit"] = tclass_hop >> 8 & 0xFF, tclass_hop & 0xFF
-        return out
-
-
-class ResourceRecord(NamedTuple):
-    """One entry of a responder's read/atomic replay record."""
-
-    qpn: int
-    opcode: int
-    first_psn: int
-    last_psn: int
-    va: int
-    rkey: int
-    length: int
-    atomic_orig: int
-
-
-_CONTEXT = struct.Struct("<16s9I12x")
-_PD = struct.Struct("<2I")
-_MR = struct.Struct("<3Q4I")
-_CQ = struct.Struct("<4IQ8x")
-_QP = struct.Struct("<16I16s16s16s16s14I8Q8x")
-_RESOURCE = struct.Struct("<4IQIIQ")
-
-_T_CONTEXT, _T_PD, _T_MR, _T_CQ, _T_QP, _T_RESOURCE, _T_COUNTERS = range(1, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +93,8 @@ class Dump:
     counters: Mapping[str, int] = field(default_factory=dict)
     stopped: bool = True
     unknown: Mapping[int, int] = field(default_factory=dict)
+    srqs: tuple[SrqRecord, ...] = ()
+    xrcds: tuple[XrcdRecord, ...] = ()
 
     def to_json(self, *, secrets: bool = False) -> dict[str, Any]:
         """As plain data for `json.dumps`; keys and names as in dump.h, enums as words."""
@@ -254,6 +110,8 @@ class Dump:
             "pds": [pd._asdict() for pd in self.pds],
             "mrs": [mr._asdict() for mr in self.mrs],
             "cqs": cqs,
+            "srqs": [srq._asdict() for srq in self.srqs],
+            "xrcds": [xrcd._asdict() for xrcd in self.xrcds],
             "qps": [qp.to_json(secrets=secrets) for qp in self.qps],
             "resources": [r._asdict() for r in self.resources],
             "counters": dict(self.counters),
@@ -271,9 +129,19 @@ def parse(data: bytes | memoryview) -> Dump:
     cqs: list[CqRecord] = []
     qps: list[QpRecord] = []
     resources: list[ResourceRecord] = []
+    srqs: list[SrqRecord] = []
+    xrcds: list[XrcdRecord] = []
+    tables: dict[int, tuple[struct.Struct, str, Callable[[Iterable[Any]], Any], list[Any]]] = {
+        T_PD: (PD, "PD", PdRecord._make, pds),
+        T_MR: (MR, "MR", MrRecord._make, mrs),
+        T_CQ: (CQ, "CQ", CqRecord._make, cqs),
+        T_RESOURCE: (RESOURCE, "resource", ResourceRecord._make, resources),
+        T_SRQ: (SRQ, "SRQ", SrqRecord._make, srqs),
+        T_XRCD: (XRCD, "XRCD", XrcdRecord._make, xrcds),
+    }
     counters: dict[str, int] = {}
     unknown: dict[int, int] = {}
-    record_unpack, qp_unpack, qp_make = _RECORD.unpack_from, _QP.unpack_from, QpRecord._make
+    record_unpack, qp_unpack, qp_make = _RECORD.unpack_from, QP.unpack_from, QpRecord._make
     pos, count = header_len, 0
     while True:
         if pos + 8 > total:
@@ -286,24 +154,19 @@ def parse(data: bytes | memoryview) -> Dump:
                             f"{total - body} are left")
         if version == 0:
             raise DumpError(f"the dump is damaged: record {count} at byte {pos} has version 0")
-        if kind == _T_QP:
+        if kind == T_QP:
             if length < 256:
                 raise _short("QP", count, pos, length, 256)
             qps.append(qp_make(qp_unpack(data, body)))
         elif kind == _END_TYPE:
             _check_end(data, pos, length, total)
             break
-        elif kind == _T_CONTEXT:
-            contexts.append(ContextRecord._make(_fixed(_CONTEXT, "context", data, count, pos, length)))
-        elif kind == _T_PD:
-            pds.append(PdRecord._make(_fixed(_PD, "PD", data, count, pos, length)))
-        elif kind == _T_MR:
-            mrs.append(MrRecord._make(_fixed(_MR, "MR", data, count, pos, length)))
-        elif kind == _T_CQ:
-            cqs.append(CqRecord._make(_fixed(_CQ, "CQ", data, count, pos, length)))
-        elif kind == _T_RESOURCE:
-            resources.append(ResourceRecord._make(_fixed(_RESOURCE, "resource", data, count, pos, length)))
-        elif kind == _T_COUNTERS:
+        elif kind == T_CONTEXT:
+            contexts.append(ContextRecord._make(_fixed(CONTEXT, "context", data, count, pos, length)))
+        elif kind in tables:
+            layout, what, make, into = tables[kind]
+            into.append(make(_fixed(layout, what, data, count, pos, length)))
+        elif kind == T_COUNTERS:
             values = struct.unpack_from(f"<{min(length // 8, 1024)}Q", data, body)
             for i, value in enumerate(values):
                 counters[COUNTER_NAMES[i] if i < len(COUNTER_NAMES) else f"counter_{i}"] = value
@@ -317,7 +180,7 @@ def parse(data: bytes | memoryview) -> Dump:
     _check_context(contexts[0], len(qps))
     _check_qps(contexts[0], qps)
     return Dump(contexts[0], tuple(pds), tuple(mrs), tuple(cqs), tuple(qps), tuple(resources), counters,
-                bool(flags & FLAG_STOPPED), unknown)
+                bool(flags & FLAG_STOPPED), unknown, tuple(srqs), tuple(xrcds))
 
 
 def read(path: str | os.PathLike[str]) -> Dump:
@@ -424,27 +287,29 @@ def build(dump: Dump, *, extra: Iterable[tuple[int, bytes]] = (), grow: int = 0)
     """The bytes of `dump` (the context's totals are set to what it holds). `extra`: further records
     as (type, body); `grow`: bytes (multiple of 8) appended to each record, as a later version would."""
     ctx = dump.context._replace(n_qp=len(dump.qps), n_mr=len(dump.mrs), n_cq=len(dump.cqs),
-                                n_pd=len(dump.pds))
+                                n_pd=len(dump.pds), n_srq=len(dump.srqs), n_xrcd=len(dump.xrcds))
     parts: list[bytes] = []
 
     def add(kind: int, body: bytes, tail: int = grow) -> None:
         body += b"\0" * (-len(body) % 8 + tail)
         parts.append(_RECORD.pack(kind, 1, len(body)) + body)
 
-    add(_T_CONTEXT, _CONTEXT.pack(*ctx))
+    add(T_CONTEXT, CONTEXT.pack(*ctx))
     tables: tuple[tuple[int, struct.Struct, Iterable[tuple[Any, ...]]], ...] = (
-        (_T_PD, _PD, dump.pds),
-        (_T_MR, _MR, dump.mrs),
-        (_T_CQ, _CQ, dump.cqs),
-        (_T_QP, _QP, dump.qps),
-        (_T_RESOURCE, _RESOURCE, dump.resources),
+        (T_PD, PD, dump.pds),
+        (T_MR, MR, dump.mrs),
+        (T_CQ, CQ, dump.cqs),
+        (T_XRCD, XRCD, dump.xrcds),
+        (T_SRQ, SRQ, dump.srqs),
+        (T_QP, QP, dump.qps),
+        (T_RESOURCE, RESOURCE, dump.resources),
     )
     for kind, layout, records in tables:
         for record in records:
             add(kind, layout.pack(*record))
     if dump.counters:
         values = [dump.counters.get(name, 0) for name in COUNTER_NAMES]
-        add(_T_COUNTERS, struct.pack(f"<{len(values)}Q", *values), 0)
+        add(T_COUNTERS, struct.pack(f"<{len(values)}Q", *values), 0)
     for kind, body in extra:
         add(kind, body)
     body = b"".join(parts)

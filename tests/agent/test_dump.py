@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 
 from migroce import dump as d
+from migroce import dump_records as records
 
 ROOT = Path(__file__).resolve().parents[2]
 GID_A, GID_B = d.gid_bytes("10.0.1.7"), d.gid_bytes("10.0.1.3")
 
 
 def sample(n_qp: int = 3) -> d.Dump:
-    ctx = d.ContextRecord(GID_A, 0, 1 << 18, 0, 5, 4096, n_qp, 1, 1, 1)
+    ctx = d.ContextRecord(GID_A, 0, 1 << 18, 0, 5, 4096, n_qp, 1, 1, 1, 1, 1)
     qps = tuple(
         d.make_qp(0x100 + i, peer_qpn=0x2000 + i, local_gid=GID_A, peer_gid=GID_B, epsn=i, una_psn=7,
                   token=bytes([i & 255]) * 16, tclass_hop=0x6040)
@@ -31,7 +32,9 @@ def sample(n_qp: int = 3) -> d.Dump:
         ctx,
         pds=(d.PdRecord(1, 4),),
         mrs=(d.MrRecord(0x7F0000000000, 65536, 0x7F0000000000, 0x1100, 0x1101, 7, 1),),
-        cqs=(d.CqRecord(1, 128, 2, 1, 99),),
+        cqs=(d.CqRecord(1, 128, 2, 1, 99, 8, 1),),
+        srqs=(d.SrqRecord(2, 0x4711, 1, 1, 3, 64, 7, 2, 5, 1, 1000),),
+        xrcds=(d.XrcdRecord(3, 2),),
         qps=qps,
         resources=(d.ResourceRecord(0x100, 12, 3, 5, 0x7F0000000000, 0x1101, 4096, 0),),
         counters=dict.fromkeys(d.COUNTER_NAMES, 1),
@@ -49,16 +52,16 @@ def test_what_is_built_is_read_back() -> None:
 
 
 def test_longer_and_unknown_records_are_read_as_far_as_known() -> None:
-    got = d.parse(d.build(sample(), extra=[(8, b"srq"), (77, b"x" * 40), (77, b"")], grow=24))
+    got = d.parse(d.build(sample(), extra=[(76, b"srq"), (77, b"x" * 40), (77, b"")], grow=24))
     assert got.qps == sample().qps
-    assert got.unknown == {8: 1, 77: 2}
+    assert got.unknown == {76: 1, 77: 2}
 
 
 def test_the_layout_is_that_of_dump_h() -> None:
     text = (ROOT / "native/transport/dump.h").read_text()
     sizes = {k: int(v) for k, v in re.findall(r"sizeof\(struct mg_dump_(\w+)\) == (\d+)", text)}
-    ours = {"header": d._HEADER, "context": d._CONTEXT, "mr": d._MR, "cq": d._CQ, "qp": d._QP,
-            "resource": d._RESOURCE}
+    ours = {"header": d._HEADER, "context": records.CONTEXT, "mr": records.MR, "cq": records.CQ,
+            "qp": records.QP, "resource": records.RESOURCE, "srq": records.SRQ, "xrcd": records.XRCD}
     for name, layout in ours.items():
         assert layout.size == sizes[name], name
     text = (ROOT / "native/transport/engine.h").read_text()

@@ -32,6 +32,12 @@ PERFTEST = (
     "ib_send_bw -n 1000 -Q 1 -t 4 -r 8",
     "ib_send_bw -n 50 -s 1000001",
     "ib_send_bw -n 20 -s 8388608",
+    "ib_send_bw -n 500 --use-srq -q 4",
+    "ib_send_bw -n 500 --use-srq -q 4 -b -e",
+    "ib_send_lat -n 300 --use-srq",
+    *(f"ib_{op} -n 300 -c XRC -q 2" for op in ("send_bw", "send_bw -b -e", "write_bw", "read_bw")),
+    *(f"ib_{op} -n 200 -c XRC" for op in ("send_lat", "write_lat", "read_lat")),
+    "ib_send_bw -n 300 -c XRC -q 2 --use_old_post_send",
     "ib_write_bw -n 500",
     "ib_write_bw -n 500 -b",
     "ib_write_bw -n 500 -b -q 8",
@@ -67,6 +73,11 @@ PINGPONG = (
     "ibv_rc_pingpong -g 1 -n 500 --new_send",
     "ibv_rc_pingpong -g 1 -n 100 -m 4096 -s 1000000",
     "ibv_rc_pingpong -g 1 -n 500 -c",
+    "ibv_srq_pingpong -g 1 -n 200",
+    "ibv_srq_pingpong -g 1 -n 200 -q 64 -r 500 -e",
+    "ibv_srq_pingpong -g 1 -n 100 -c -s 20000",
+    "ibv_xsrq_pingpong -g 1 -n 200",
+    "ibv_xsrq_pingpong -g 1 -n 200 -e",
 )
 
 

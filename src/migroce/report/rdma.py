@@ -37,6 +37,13 @@ def table(columns: str, title: str | None = None) -> Table:
     return made
 
 
+def _receives(qp: Json) -> str:
+    """A QP's receive queue, or whose it shares."""
+    if qp["srq"] or qp["type"] == "XRC_RECV":
+        return f"SRQ {qp['srq']}" if qp["srq"] else "SRQs"
+    return f"{qp['rq_fill']}/{qp['rq_depth']}"
+
+
 def qp_table(qps: Sequence[Json]) -> Table:
     """Queue pairs with what a move must keep."""
     made = table(
@@ -58,7 +65,7 @@ def qp_table(qps: Sequence[Json]) -> Table:
             f"{qp['epsn']:#08x}",
             str(qp["msn"]),
             f"{qp['sq_fill']}/{qp['sq_depth']}",
-            f"{qp['rq_fill']}/{qp['rq_depth']}",
+            _receives(qp),
             "yes" if qp["peer_capable"] else "not known",
         )
     return made
@@ -80,8 +87,19 @@ def live_table(qps: Sequence[Json]) -> Table:
             human_bytes(qp["rx_bytes"]),
             f"{qp['retransmits']:,}",
             f"{qp['sq_fill']}/{qp['sq_depth']}",
-            f"{qp['rq_fill']}/{qp['rq_depth']}",
+            _receives(qp),
         )
+    return made
+
+
+def _srq_table(srqs: Sequence[Json]) -> Table:
+    """Shared receive queues; XRC ones with their domain."""
+    made = table("handle>|number>|XRC domain>|queued>|limit>|QPs>|taken ever>", "Shared receive queues")
+    for srq in srqs:
+        made.add_row(
+            str(srq["handle"]), f"{srq['num']:#x}", str(srq["xrcd"] or "-"), f"{srq['fill']}/{srq['depth']}",
+            str(srq["limit"] or "-"), str(srq["refs"]), f"{srq['total']:,}",
+        )  # fmt: skip
     return made
 
 
@@ -100,12 +118,15 @@ def dump_tables(label: str, data: Json) -> list[RenderableType]:
         access = ", ".join(name for bit, name in _ACCESS if mr["access"] & bit) or "local read"
         mrs.add_row(f"{mr['lkey']:#x}", f"{mr['rkey']:#x}", f"{mr['addr']:#x}", str(mr["length"]), access)
     shown.append(mrs)
-    cqs = table("handle>|waiting>|depth>|completions ever>|armed", "Completion queues")
+    cqs = table("handle>|waiting>|depth>|completions ever>|armed|channel|events>", "Completion queues")
     for cq in data["cqs"]:
         cqs.add_row(
-            str(cq["handle"]), str(cq["fill"]), str(cq["depth"]), f"{cq['total']:,}", str(cq["armed"])
-        )
+            str(cq["handle"]), str(cq["fill"]), str(cq["depth"]), f"{cq['total']:,}", str(cq["armed"]),
+            f"fd {cq['channel'] - 1}" if cq["channel"] else "-", str(cq["events"]),
+        )  # fmt: skip
     shown.append(cqs)
+    if data["srqs"]:
+        shown.append(_srq_table(data["srqs"]))
     if data["resources"]:
         replay = table("QPN>|opcode>|PSNs|address>|bytes>", "Replay record (READs, atomics)")
         for r in data["resources"]:

@@ -94,7 +94,8 @@ static void attributes_are_those_of_a_small_rxe(void)
 	CHECK(attr.max_qp > 0 && attr.max_qp_wr >= 8192 && attr.max_sge >= 8 && attr.max_cqe >= 65536);
 	CHECK(attr.max_qp_rd_atom > 0 && attr.max_qp_init_rd_atom == attr.max_qp_rd_atom);
 	CHECK_EQ(attr.max_pkeys, 1);
-	CHECK_EQ(attr.max_srq, 0); /* not yet */
+	CHECK(attr.max_srq >= 960 && attr.max_srq_wr >= 16384 && attr.max_srq_sge >= 8);
+	CHECK(attr.device_cap_flags & IBV_DEVICE_SRQ_RESIZE);
 	CHECK_EQ(attr.atomic_cap, IBV_ATOMIC_HCA);
 	memset(&ex, 0xa5, sizeof(ex));
 	CHECK_EQ(ibv_query_device_ex(ctx, NULL, &ex), 0);
@@ -280,16 +281,11 @@ static void what_is_not_there_says_so(void)
 {
 	struct ibv_context *ctx = tv_open();
 	struct ibv_pd *pd = ibv_alloc_pd(ctx);
-	struct ibv_srq_init_attr srq = {.attr = {.max_wr = 16, .max_sge = 1}};
-	struct ibv_srq_init_attr_ex srqx = {.comp_mask = IBV_SRQ_INIT_ATTR_TYPE, .srq_type = IBV_SRQT_XRC};
-	struct ibv_xrcd_init_attr xrcd = {.comp_mask = IBV_XRCD_INIT_ATTR_FD | IBV_XRCD_INIT_ATTR_OFLAGS,
-					  .fd = -1};
+	struct ibv_srq_init_attr_ex srq = {.comp_mask = IBV_SRQ_INIT_ATTR_TYPE, .srq_type = IBV_SRQT_TM};
 	struct ibv_alloc_dm_attr dm = {.length = 64};
 	struct ibv_values_ex values = {.comp_mask = IBV_VALUES_MASK_RAW_CLOCK};
 
-	CHECK_ERRNO(ibv_create_srq(pd, &srq), EOPNOTSUPP);
-	CHECK_ERRNO(ibv_create_srq_ex(ctx, &srqx), EOPNOTSUPP);
-	CHECK_ERRNO(ibv_open_xrcd(ctx, &xrcd), EOPNOTSUPP);
+	CHECK_ERRNO(ibv_create_srq_ex(ctx, &srq), EOPNOTSUPP);
 	CHECK_ERRNO(ibv_alloc_mw(pd, IBV_MW_TYPE_1), EOPNOTSUPP);
 	CHECK_ERRNO(ibv_alloc_dm(ctx, &dm), EOPNOTSUPP);
 	CHECK_ERRNO(ibv_alloc_null_mr(pd), EOPNOTSUPP);

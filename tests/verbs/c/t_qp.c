@@ -39,7 +39,7 @@ static void creation_checks_its_arguments(void)
 		CHECK_ERRNO(ibv_create_qp_ex(ctx, &x), err); \
 	} while (0)
 	REFUSED(EOPNOTSUPP, x.comp_mask |= 1u << 20);
-	REFUSED(EOPNOTSUPP, x.comp_mask |= IBV_QP_INIT_ATTR_XRCD);
+	REFUSED(EINVAL, (x.comp_mask |= IBV_QP_INIT_ATTR_XRCD, x.qp_type = IBV_QPT_XRC_RECV));
 	REFUSED(EOPNOTSUPP, x.comp_mask |= IBV_QP_INIT_ATTR_RX_HASH);
 	REFUSED(EOPNOTSUPP, (x.comp_mask |= IBV_QP_INIT_ATTR_CREATE_FLAGS, x.create_flags = 2));
 	REFUSED(EOPNOTSUPP, (x.comp_mask |= IBV_QP_INIT_ATTR_MAX_TSO_HEADER, x.max_tso_header = 64));
