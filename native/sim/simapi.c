@@ -464,7 +464,7 @@ static int sges(struct ibv_sge *out, const struct mgs_wr *wr)
 
 int mgs_post_send(struct mgs_world *w, int qp, const struct mgs_wr *wr, int n, int *posted)
 {
-	struct ibv_sge sge[POST_MAX][18];
+	struct ibv_sge sge[POST_MAX][34];
 	struct ibv_send_wr list[POST_MAX], *bad = NULL;
 	struct sim_qp *q = qp_get(w, qp);
 	struct sim_engine *e;
@@ -505,7 +505,7 @@ int mgs_post_send(struct mgs_world *w, int qp, const struct mgs_wr *wr, int n, i
 
 int mgs_post_recv(struct mgs_world *w, int qp, const struct mgs_wr *wr, int n, int *posted)
 {
-	struct ibv_sge sge[POST_MAX][18];
+	struct ibv_sge sge[POST_MAX][34];
 	struct ibv_recv_wr list[POST_MAX], *bad = NULL;
 	struct sim_qp *q = qp_get(w, qp);
 	struct sim_engine *e;

@@ -110,7 +110,7 @@ struct mgs_wr {
 	uint32_t n_sge;
 	uint32_t rsv;
 	uint64_t compare_add, swap; /* atomics */
-	struct mgs_sge sge[18];	    /* more than the engine's limit, to try that too */
+	struct mgs_sge sge[34];	    /* more than the engine's limit, to try that too */
 };
 
 struct mgs_wc {

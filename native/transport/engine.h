@@ -24,9 +24,9 @@
 typedef uint64_t mg_time; /* ns */
 #define MG_NEVER UINT64_MAX
 
-#define MG_MAX_SGE 16u	    /* per work request */
+#define MG_MAX_SGE 32u	    /* per work request */
 #define MG_MAX_INLINE 1024u /* bytes */
-#define MG_MAX_QP_WR 16384u
+#define MG_MAX_QP_WR 1048576u
 #define MG_MAX_CQE 1048576u
 #define MG_MAX_SRQ_WR 1048576u
 #define MG_MAX_RD_ATOMIC 128u
