@@ -8,8 +8,9 @@ mounted at /run/migroce. Any OCI runtime can then run the bundle.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,29 +30,23 @@ def add(bundle: Path, container: str, agent: Path, ip: str | None = None) -> Pat
     several. Can be repeated. Raises MigroceError, AgentError.
     """
     check_id(container)
-    config = _read(bundle)
-    root = _root(bundle, config)
+    config = read(bundle)
+    _root(bundle, config)  # refused before the agent hears of it
     _, netns = network_namespace(config)
     with AgentClient(agent) as client:
         directory = client.container_add(container, netns=str(netns) if netns else None, gid=ip)
-    target = root / LIBRARY
-    try:
-        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        shutil.copyfile(paths.library(), target)
-        target.chmod(0o755)
-    except OSError as exc:
-        text = (
-            f"{target} cannot be written: {exc.strerror}; the root file system must be writable for this step"
-        )
-        raise MigroceError(text) from exc
+    edit(bundle, config, directory)
+    return directory
+
+
+def edit(bundle: Path, config: dict[str, Any], directory: Path) -> None:
+    """Put the library, its environment and the agent's `directory` into a bundle. Raises MigroceError.
+
+    `config` is what `read` gave; it is changed and written.
+    """
+    _install(_root(bundle, config))
     _strip(config)
-    env = config["process"].setdefault("env", [])
-    old = next((each for each in env if each.startswith("LD_PRELOAD=")), "")
-    if old:
-        env.remove(old)
-    others = old.partition("=")[2].replace(":", " ").split()
-    env.append("LD_PRELOAD=" + ":".join([f"/{LIBRARY}", *others]))
-    env.append(f"MIGROCE_AGENT={_AGENT}")
+    environment(config["process"])
     config.setdefault("mounts", []).append(
         {
             "destination": RUN_DIR,
@@ -61,12 +56,50 @@ def add(bundle: Path, container: str, agent: Path, ip: str | None = None) -> Pat
         }
     )
     write_json(bundle / "config.json", config)
-    return directory
+
+
+def environment(process: dict[str, Any]) -> None:
+    """Preload the library in an OCI process, before whatever it preloads itself."""
+    env = process.setdefault("env", [])
+    old = next((each for each in env if each.startswith("LD_PRELOAD=")), "")
+    if old:
+        env.remove(old)
+    others = [each for each in old.partition("=")[2].replace(":", " ").split() if each != f"/{LIBRARY}"]
+    env.append("LD_PRELOAD=" + ":".join([f"/{LIBRARY}", *others]))
+    if f"MIGROCE_AGENT={_AGENT}" not in env:
+        env.append(f"MIGROCE_AGENT={_AGENT}")
+
+
+def _install(root: Path) -> None:
+    """Copy the library into a root file system, none of whose links is followed. Raises MigroceError."""
+    *parents, name = Path(LIBRARY).parts
+    where = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parents:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(part, 0o755, dir_fd=where)
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=where)
+            os.close(where)
+            where = inner
+        part = f".{name}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=where)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(part, flags, 0o755, dir_fd=where), "wb") as target:
+            os.fchmod(target.fileno(), 0o755)
+            target.write(paths.library().read_bytes())
+        os.rename(part, name, src_dir_fd=where, dst_dir_fd=where)
+    except OSError as exc:
+        text = f"{root / LIBRARY} cannot be written: {exc.strerror}"
+        mend = "the root file system must be writable for this step, and usr/lib in it a plain directory"
+        raise MigroceError(f"{text}; {mend}") from exc
+    finally:
+        os.close(where)
 
 
 def remove(bundle: Path, container: str, agent: Path) -> None:
     """Undo `add`; the library's file stays if it cannot be removed. Raises MigroceError, AgentError."""
-    config = _read(bundle)
+    config = read(bundle)
     with AgentClient(agent) as client:
         client.container_remove(container)
     (_root(bundle, config) / LIBRARY).unlink(missing_ok=True)
@@ -74,7 +107,8 @@ def remove(bundle: Path, container: str, agent: Path) -> None:
     write_json(bundle / "config.json", config)
 
 
-def _read(bundle: Path) -> dict[str, Any]:
+def read(bundle: Path) -> dict[str, Any]:
+    """A bundle's config.json. Raises MigroceError."""
     path = bundle / "config.json"
     try:
         config = json.loads(path.read_text())

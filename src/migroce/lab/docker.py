@@ -27,6 +27,7 @@ from migroce.engines import mounts
 from migroce.engines.context import NodeContext, write_json
 from migroce.errors import LabError
 from migroce.lab import processes
+from migroce.runtime import launcher
 
 NETWORK = "rdma-net"
 IMAGE = "docker-repo/perftest"
@@ -210,6 +211,7 @@ def _configuration(ctx: NodeContext, data: Path) -> dict[str, Any]:
         "experimental": True,
         "exec-opts": ["native.cgroupdriver=cgroupfs"],
         "cgroup-parent": f"/{ctx.cgroup}",
+        "runtimes": {"migroce": {"path": str(launcher.write(ctx.state / launcher.NAME))}},
     }
 
 
