@@ -3,6 +3,7 @@
  * sim.h - the simulator's own parts. See simapi.h for what it offers.
  *
  *   simapi.c  verbs and engine calls of the flat API
+ *   simsrq.c  ... those about shared receive queues and XRC
  *   world.c   the virtual clock: events, timers, calling the engines, completion log
  *   link.c    from mg_tx to mg_rx: adversity, rules, routes, stand-ins, injection
  *   trace.c   text of what happens
@@ -80,6 +81,16 @@ struct sim_mr {
 	int engine;
 };
 
+struct sim_srq {
+	struct mg_srq *srq;
+	int engine;
+};
+
+struct sim_xrcd {
+	struct mg_xrcd *xrcd;
+	int engine;
+};
+
 struct sim_link {
 	struct mgs_link p;
 	uint64_t free_at; /* the wire is busy until */
@@ -111,6 +122,9 @@ struct mgs_world {
 	struct sim_pd *pd;
 	struct sim_mr *mr;
 	int n_cq, n_qp, n_pd, n_mr, cap_cq, cap_qp, cap_pd, cap_mr;
+	struct sim_srq *srq;
+	struct sim_xrcd *xrcd;
+	int n_srq, n_xrcd, cap_srq, cap_xrcd;
 	struct sim_link link[SIM_MAX_ENGINES][SIM_MAX_ENGINES];
 	struct mgs_rule rule[SIM_MAX_RULES];
 	uint32_t rule_seen[SIM_MAX_RULES];

@@ -106,6 +106,12 @@ void mgs_engine_free(struct mgs_world *w, int engine)
 	for (int i = 0; i < w->n_qp; i++)
 		if (w->qp[i].engine == engine)
 			w->qp[i].qp = NULL;
+	for (int i = 0; i < w->n_srq; i++)
+		if (w->srq[i].engine == engine)
+			w->srq[i].srq = NULL;
+	for (int i = 0; i < w->n_xrcd; i++)
+		if (w->xrcd[i].engine == engine)
+			w->xrcd[i].xrcd = NULL;
 }
 
 void *mgs_arena(struct mgs_world *w, int engine)
@@ -484,6 +490,7 @@ int mgs_post_send(struct mgs_world *w, int qp, const struct mgs_wr *wr, int n, i
 			.send_flags = wr[i].flags,
 			.imm_data = htonl(wr[i].imm),
 			.wr.rdma = {.remote_addr = wr[i].remote_addr, .rkey = wr[i].rkey},
+			.qp_type.xrc.remote_srqn = wr[i].srqn,
 		};
 		if (wr[i].opcode == IBV_WR_ATOMIC_CMP_AND_SWP ||
 		    wr[i].opcode == IBV_WR_ATOMIC_FETCH_AND_ADD) {

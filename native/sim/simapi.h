@@ -108,7 +108,7 @@ struct mgs_wr {
 	uint32_t flags;	 /* enum ibv_send_flags */
 	uint32_t imm;	 /* host order */
 	uint32_t n_sge;
-	uint32_t rsv;
+	uint32_t srqn;		    /* of an XRC request */
 	uint64_t compare_add, swap; /* atomics */
 	struct mgs_sge sge[34];	    /* more than the engine's limit, to try that too */
 };
@@ -125,7 +125,8 @@ struct mgs_wc {
 struct mgs_async {
 	uint64_t t;
 	uint32_t engine, type; /* enum ibv_event_type */
-	int32_t qp, cq;	       /* index of its object, or -1 */
+	int32_t qp, cq, srq;   /* index of its object, or -1 */
+	int32_t rsv;
 };
 
 /* A packet for a stand-in, or captured. The bytes go from the BTH to the ICRC. */
@@ -211,6 +212,19 @@ int mgs_qp_query(struct mgs_world *w, int qp, struct mgs_path *path, struct mgs_
 /* posted: how many were taken. 0 or -errno. */
 int mgs_post_send(struct mgs_world *w, int qp, const struct mgs_wr *wr, int n, int *posted);
 int mgs_post_recv(struct mgs_world *w, int qp, const struct mgs_wr *wr, int n, int *posted);
+/* Shared receive queues and XRC. xrcd and cq: -1 for a basic one. */
+int mgs_xrcd_new(struct mgs_world *w, int engine);
+int mgs_xrcd_free(struct mgs_world *w, int xrcd);
+int mgs_srq_new(struct mgs_world *w, int pd, int xrcd, int cq, uint32_t max_wr, uint32_t max_sge);
+int mgs_srq_free(struct mgs_world *w, int srq);
+uint32_t mgs_srq_num(struct mgs_world *w, int srq);
+int mgs_srq_modify(struct mgs_world *w, int srq, uint32_t max_wr, uint32_t limit); /* max_wr 0: as it is */
+int mgs_post_srq_recv(struct mgs_world *w, int srq, const struct mgs_wr *wr, int n, int *posted);
+struct mgs_parts {
+	int type;			     /* enum ibv_qp_type */
+	int pd, send_cq, recv_cq, srq, xrcd; /* -1: none */
+};
+int mgs_qp_make(struct mgs_world *w, int engine, const struct mgs_parts *parts, struct mgs_caps *caps);
 int mgs_wc_drain(struct mgs_world *w, struct mgs_wc *out, int max);
 int mgs_async_drain(struct mgs_world *w, struct mgs_async *out, int max);
 

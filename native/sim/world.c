@@ -82,8 +82,12 @@ static void op_async_event(void *arg, enum ibv_event_type type, void *object)
 {
 	struct sim_engine *e = arg;
 	struct mgs_world *w = e->w;
-	struct mgs_async a = {
-		.t = w->now, .engine = (uint32_t)e->index, .type = (uint32_t)type, .qp = -1, .cq = -1};
+	struct mgs_async a = {.t = w->now,
+			      .engine = (uint32_t)e->index,
+			      .type = (uint32_t)type,
+			      .qp = -1,
+			      .cq = -1,
+			      .srq = -1};
 
 	for (int i = 0; i < w->n_qp; i++)
 		if (object && w->qp[i].qp == object)
@@ -91,9 +95,12 @@ static void op_async_event(void *arg, enum ibv_event_type type, void *object)
 	for (int i = 0; i < w->n_cq; i++)
 		if (object && w->cq[i].cq == object)
 			a.cq = i;
+	for (int i = 0; i < w->n_srq; i++)
+		if (object && w->srq[i].srq == object)
+			a.srq = i;
 	w->async = sim_grow(w->async, w->n_async, &w->cap_async, sizeof(*w->async));
 	w->async[w->n_async++] = a;
-	sim_trace(w, "async    e%d type %d qp%d cq%d", e->index, (int)type, a.qp, a.cq);
+	sim_trace(w, "async    e%d type %d qp%d cq%d srq%d", e->index, (int)type, a.qp, a.cq, a.srq);
 }
 
 const struct mg_ops sim_ops = {.random = op_random, .cq_event = op_cq_event, .async_event = op_async_event};
@@ -427,6 +434,8 @@ void mgs_world_free(struct mgs_world *w)
 	free(w->qp);
 	free(w->pd);
 	free(w->mr);
+	free(w->srq);
+	free(w->xrcd);
 	free(w->wc);
 	free(w->async);
 	free(w->trace);

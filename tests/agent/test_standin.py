@@ -102,6 +102,21 @@ def test_another_peer_is_told_not_ready_for_the_expected_psn(opcode: int, more: 
     assert w.rnr_timer_ns(got.aeth.syndrome) >= 160_000_000
 
 
+@pytest.mark.parametrize("capable", [True, False])
+def test_an_xrc_target_answers_in_its_own_service_only(capable: bool) -> None:
+    standin = make(type=10)
+    got = parse(ask(standin, packet(0xA0 + w.Op.SEND_ONLY, EPSN, capable=capable, xrc_srqn=5)))
+    assert (got.opcode, got.psn) == (0xA0 + w.Op.ACK, EPSN)
+    assert got.aeth is not None
+    assert (got.aeth.syndrome == w.Syndrome.NAK_STOPPED) == capable
+    atomic = packet(0xA0 + w.Op.FETCH_ADD, EPSN - 3, capable=False, xrc_srqn=5,
+                    atomic=w.AtomicEth(0x1000, 5, 1, 0))
+    got = parse(ask(standin, atomic))
+    assert (got.opcode, got.atomic_orig) == (0xA0 + w.Op.ATOMIC_ACK, 0xABCDEF)
+    assert ask(standin, packet(w.Op.SEND_ONLY, EPSN, capable=capable)) == []
+    assert ask(make(), packet(0xA0 + w.Op.SEND_ONLY, EPSN, capable=capable, xrc_srqn=5)) == []
+
+
 def test_not_ready_is_said_once_a_round_with_growing_patience() -> None:
     """A window of packets in flight must not eat up the peer's RNR retries."""
     standin = make()

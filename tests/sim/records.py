@@ -22,7 +22,7 @@ NEVER = (1 << 64) - 1
 ANY = 255
 
 WC = struct.Struct("=QQ10I")
-ASYNC = struct.Struct("=QIIii")
+ASYNC = struct.Struct("=QIIiii4x")
 MAX_PACKET = 65536
 
 
@@ -108,13 +108,14 @@ class Wc(NamedTuple):
 
 
 class Async(NamedTuple):
-    """An asynchronous event; `qp`, `cq`: index of the object, -1 if it is none."""
+    """An asynchronous event; `qp`, `cq`, `srq`: index of the object, -1 if it is none."""
 
     t: int
     engine: int
     type: int
     qp: int
     cq: int
+    srq: int
 
 
 class Datagram(NamedTuple):
@@ -151,6 +152,7 @@ class Wr(NamedTuple):
     rkey: int = 0
     compare_add: int = 0
     swap: int = 0
+    srqn: int = 0
 
 
 @dataclass(frozen=True, slots=True)

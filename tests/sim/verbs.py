@@ -80,6 +80,16 @@ class Access(IntFlag):
 ALL_ACCESS = Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_READ | Access.REMOTE_ATOMIC
 
 
+class QpType(IntEnum):
+    """enum ibv_qp_type."""
+
+    RC = 2
+    UC = 3
+    UD = 4
+    XRC_SEND = 9
+    XRC_RECV = 10
+
+
 class QpState(IntEnum):
     """enum ibv_qp_state."""
 
@@ -101,4 +111,6 @@ class Event(IntEnum):
     QP_ACCESS_ERR = 3
     COMM_EST = 4
     SQ_DRAINED = 5
+    SRQ_ERR = 14
+    SRQ_LIMIT_REACHED = 15
     QP_LAST_WQE_REACHED = 16

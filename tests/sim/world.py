@@ -34,7 +34,7 @@ from .records import (
     check,
     gid,
 )
-from .verbs import ALL_ACCESS, QpState
+from .verbs import ALL_ACCESS, QpState, QpType
 
 
 class Engine:
@@ -71,6 +71,29 @@ class Engine:
         index = check(w.lib.mgs_qp_new(w.ptr, pd, send_cq.index, recv_cq.index, c, int(sig_all)))
         granted = Caps(c.max_send_wr, c.max_recv_wr, c.max_send_sge, c.max_recv_sge, c.max_inline)
         return Qp(self, index, granted)
+
+    def qp_of(
+        self, kind: QpType, *, pd: int = -1, send_cq: Cq | None = None, recv_cq: Cq | None = None,
+        srq: Srq | None = None, xrcd: int = -1, caps: Caps = Caps(),
+    ) -> Qp:  # fmt: skip
+        """A QP of any type, made of what that type needs."""
+        w = self.world
+        c = w.ffi.new(
+            "struct mgs_caps *", (caps.send_wr, caps.recv_wr, caps.send_sge, caps.recv_sge, caps.inline)
+        )
+        parts = [kind, pd, *(-1 if x is None else x.index for x in (send_cq, recv_cq, srq)), xrcd]
+        index = check(w.lib.mgs_qp_make(w.ptr, self.index, w.ffi.new("struct mgs_parts *", parts), c))
+        granted = Caps(c.max_send_wr, c.max_recv_wr, c.max_send_sge, c.max_recv_sge, c.max_inline)
+        return Qp(self, index, granted)
+
+    def xrcd(self) -> int:
+        return check(self.world.lib.mgs_xrcd_new(self.world.ptr, self.index))
+
+    def srq(self, pd: int, max_wr: int, *, xrcd: int = -1, cq: Cq | None = None) -> Srq:
+        """A shared receive queue; an XRC one with a domain and a CQ."""
+        w = self.world
+        at = -1 if cq is None else cq.index
+        return Srq(self, check(w.lib.mgs_srq_new(w.ptr, pd, xrcd, at, max_wr, 4)))
 
     def attach(self, on: bool) -> None:
         """Whether packets to its address reach it."""
@@ -200,20 +223,41 @@ class Qp:
         self._post(self.world.lib.mgs_post_recv, wrs)
 
     def _post(self, call: Any, wrs: Sequence[Wr]) -> None:
-        w = self.world
-        for i, wr in enumerate(wrs):
-            s = w.wr[i]
-            s.wr_id, s.opcode, s.flags, s.imm = wr.wr_id, wr.opcode, wr.flags, wr.imm
-            s.remote_addr, s.rkey, s.n_sge = wr.remote_addr, wr.rkey, len(wr.sges)
-            s.compare_add, s.swap = wr.compare_add, wr.swap
-            for k, sge in enumerate(wr.sges):
-                s.sge[k].addr, s.sge[k].length, s.sge[k].lkey = sge
-        rc = call(w.ptr, self.index, w.wr, len(wrs), w.posted)
-        if rc < 0:
-            raise VerbsError(-rc, int(w.posted[0]))
+        _post(self.world, self.index, call, wrs)
 
     def free(self) -> None:
         check(self.world.lib.mgs_qp_free(self.world.ptr, self.index))
+
+
+class Srq:
+    """A shared receive queue; `num`: how XRC requests name it."""
+
+    def __init__(self, engine: Engine, index: int):
+        self.engine, self.index, self.world = engine, index, engine.world
+        self.num = int(self.world.lib.mgs_srq_num(self.world.ptr, index))
+
+    def post(self, *wrs: Wr) -> None:
+        _post(self.world, self.index, self.world.lib.mgs_post_srq_recv, wrs)
+
+    def modify(self, *, max_wr: int = 0, limit: int = 0) -> None:
+        """Set the limit and, unless 0, the size."""
+        check(self.world.lib.mgs_srq_modify(self.world.ptr, self.index, max_wr, limit))
+
+    def free(self) -> None:
+        check(self.world.lib.mgs_srq_free(self.world.ptr, self.index))
+
+
+def _post(w: World, index: int, call: Any, wrs: Sequence[Wr]) -> None:
+    for i, wr in enumerate(wrs):
+        s = w.wr[i]
+        s.wr_id, s.opcode, s.flags, s.imm = wr.wr_id, wr.opcode, wr.flags, wr.imm
+        s.remote_addr, s.rkey, s.n_sge = wr.remote_addr, wr.rkey, len(wr.sges)
+        s.compare_add, s.swap, s.srqn = wr.compare_add, wr.swap, wr.srqn
+        for k, sge in enumerate(wr.sges):
+            s.sge[k].addr, s.sge[k].length, s.sge[k].lkey = sge
+    rc = call(w.ptr, index, w.wr, len(wrs), w.posted)
+    if rc < 0:
+        raise VerbsError(-rc, int(w.posted[0]))
 
 
 class World:

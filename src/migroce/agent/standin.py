@@ -41,6 +41,7 @@ from migroce.wire import (
     ROCE_PORT,
     SVC_MASK,
     SVC_RC,
+    SVC_XRC,
     Aeth,
     Flow,
     Meh,
@@ -62,6 +63,8 @@ NAKs holds out for three seconds.
 """
 
 V4_PREFIX = b"\0" * 10 + b"\xff\xff"
+_SERVICES = {2: SVC_RC, 9: SVC_XRC, 10: SVC_XRC}
+"""The service of a QP's packets, by its type; we answer for these."""
 _RNR_CODES = tuple(rnr_timer_code(ns) for ns in RNR_TIMERS_NS)
 
 
@@ -104,7 +107,7 @@ class StandIn:
                 if res.opcode in (Op.CMP_SWAP, Op.FETCH_ADD):
                     atomics.setdefault(res.qpn, {})[res.first_psn] = res.atomic_orig
             for qp in dump.qps:
-                if qp.connected and qp.type == 2:
+                if qp.connected and qp.type in _SERVICES:
                     self._qps[qp.qpn] = _Qp(qp, atomics.get(qp.qpn, {}), qp.peer_gid, qp.peer_epoch)
 
     def __len__(self) -> int:
@@ -148,7 +151,7 @@ class StandIn:
             return (self._resume(qp, self._moved_to), "resume") if capable else (None, "ignored")
         if opcode == Op.RESUME:
             return self._ack(qp, (record.epsn - 1) & PSN_MASK, Syndrome.ACK), "resume_heard"
-        if opcode & SVC_MASK != SVC_RC or not info.mask & P_REQUEST:
+        if opcode & SVC_MASK != _SERVICES[record.type] or not info.mask & P_REQUEST:
             return None, "ignored"
         if capable:
             return self._ack(qp, psn, Syndrome.NAK_STOPPED), "nak_stopped"
@@ -204,7 +207,7 @@ class StandIn:
 
     def _ack(self, qp: _Qp, psn: int, syndrome: int, orig: int | None = None) -> Reply:
         record = qp.record
-        opcode = Op.ACK if orig is None else Op.ATOMIC_ACK
+        opcode = _SERVICES[record.type] + (Op.ACK if orig is None else Op.ATOMIC_ACK)
         return _reply(qp, Packet(opcode, record.peer_qpn, psn, capable=True,
                                  aeth=Aeth(syndrome, record.msn), atomic_orig=orig))
 
