@@ -110,6 +110,8 @@ static int route(const struct mgs_world *w, const struct sim_packet *p)
 {
 	const uint32_t qpn = dest_qpn(p);
 
+	if (p->member)
+		return w->engine[p->member - 1].e && w->engine[p->member - 1].attached ? p->member - 1 : -1;
 	for (int i = 0; i < w->n_engine; i++) {
 		const struct sim_engine *e = &w->engine[i];
 
@@ -136,7 +138,7 @@ static int route_standin(const struct mgs_world *w, const struct sim_packet *p)
 /* Whose link a packet to this address takes, also while its owner is away. */
 static int link_dst(const struct mgs_world *w, const struct sim_packet *p)
 {
-	int r = route(w, p);
+	int r = p->member ? p->member - 1 : route(w, p);
 
 	for (int i = 0; r < 0 && i < w->n_engine; i++)
 		if (!memcmp(w->engine[i].gid, p->dst, 16) || !memcmp(w->engine[i].cfg.gid, p->dst, 16))
@@ -370,6 +372,18 @@ static void transmit(struct mgs_world *w, struct sim_packet *p)
 	launch(w, l, p, extra);
 }
 
+/* A copy for each host that has joined the group, the sender's own too. */
+static void spread(struct mgs_world *w, struct sim_packet *p)
+{
+	for (int i = 0; i < w->n_engine; i++) {
+		if (!w->engine[i].e || !sim_joined(&w->engine[i], p->dst))
+			continue;
+		p->member = i + 1;
+		transmit(w, packet_copy(w, p));
+	}
+	free(p);
+}
+
 /* What mg_tx gave, checked against engine.h's promises, becomes bytes. */
 void sim_send(struct sim_engine *e, const struct mg_pkt *k, unsigned index)
 {
@@ -413,7 +427,10 @@ void sim_send(struct sim_engine *e, const struct mg_pkt *k, unsigned index)
 		 h.payload_len > e->cfg.max_path_mtu)
 		sim_violate(w, "e%d: mg_tx: opcode %02x: capable %d, pkey %04x, pad %u (said %u), payload %u",
 			    e->index, h.opcode, h.capable, h.pkey, h.pad, k->pad, h.payload_len);
-	transmit(w, p);
+	if (mg_gid_multicast(p->dst))
+		spread(w, p);
+	else
+		transmit(w, p);
 }
 
 void sim_deliver(struct mgs_world *w, struct sim_packet *p)

@@ -6,6 +6,7 @@
  *   simsrq.c  ... those about shared receive queues and XRC
  *   world.c   the virtual clock: events, timers, calling the engines, completion log
  *   link.c    from mg_tx to mg_rx: adversity, rules, routes, stand-ins, injection
+ *   datagram.c  address handles and multicast of the flat API
  *   trace.c   text of what happens
  */
 #ifndef MG_SIM_H
@@ -30,8 +31,9 @@ struct sim_packet {
 	uint16_t sport, ip_id;
 	uint8_t tclass, hop_limit;
 	bool damaged;
-	int from; /* engine, -1 injected */
-	int to;	  /* stand-in id, once in its inbox */
+	int from;   /* engine, -1 injected */
+	int member; /* multicast: the engine that this copy is for, + 1 */
+	int to;	    /* stand-in id, once in its inbox */
 	uint32_t len;
 	uint8_t data[]; /* nothing after it: ASan sees an overread */
 };
@@ -68,6 +70,11 @@ struct sim_cq {
 
 struct sim_qp {
 	struct mg_qp *qp;
+	int engine;
+};
+
+struct sim_ah {
+	struct mg_ah *ah;
 	int engine;
 };
 
@@ -121,6 +128,8 @@ struct mgs_world {
 	struct sim_qp *qp;
 	struct sim_pd *pd;
 	struct sim_mr *mr;
+	struct sim_ah *ah;
+	int n_ah, cap_ah;
 	int n_cq, n_qp, n_pd, n_mr, cap_cq, cap_qp, cap_pd, cap_mr;
 	struct sim_srq *srq;
 	struct sim_xrcd *xrcd;
@@ -177,6 +186,8 @@ extern const struct mg_ops sim_ops;
 void sim_send(struct sim_engine *e, const struct mg_pkt *p, unsigned index);
 void sim_deliver(struct mgs_world *w, struct sim_packet *p); /* takes it */
 struct sim_packet *sim_heap_pop(struct sim_heap *h);
+struct mg_ah *sim_ah_get(struct mgs_world *w, int ah); /* NULL: no such */
+bool sim_joined(const struct sim_engine *e, const uint8_t gid[16]);
 void sim_link_free(struct mgs_world *w);
 
 /* trace.c */

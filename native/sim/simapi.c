@@ -112,6 +112,9 @@ void mgs_engine_free(struct mgs_world *w, int engine)
 	for (int i = 0; i < w->n_xrcd; i++)
 		if (w->xrcd[i].engine == engine)
 			w->xrcd[i].xrcd = NULL;
+	for (int i = 0; i < w->n_ah; i++)
+		if (w->ah[i].engine == engine)
+			w->ah[i].ah = NULL;
 }
 
 void *mgs_arena(struct mgs_world *w, int engine)
@@ -321,10 +324,16 @@ int mgs_cq_resize(struct mgs_world *w, int cq, uint32_t cqe)
 
 int mgs_qp_new(struct mgs_world *w, int pd, int send_cq, int recv_cq, struct mgs_caps *caps, int sig_all)
 {
+	return mgs_qp_new_type(w, pd, send_cq, recv_cq, caps, sig_all, IBV_QPT_RC);
+}
+
+int mgs_qp_new_type(struct mgs_world *w, int pd, int send_cq, int recv_cq, struct mgs_caps *caps, int sig_all,
+		    int type)
+{
 	struct sim_pd *p = pd_get(w, pd);
 	struct sim_cq *s = cq_get(w, send_cq), *r = cq_get(w, recv_cq);
 	struct ibv_qp_init_attr_ex attr = {
-		.qp_type = IBV_QPT_RC,
+		.qp_type = (enum ibv_qp_type)type,
 		.sq_sig_all = sig_all,
 		.cap = {caps->max_send_wr, caps->max_recv_wr, caps->max_send_sge, caps->max_recv_sge,
 			caps->max_inline},
@@ -374,6 +383,25 @@ static enum ibv_mtu mtu_enum(uint32_t bytes)
 			       : IBV_MTU_256;
 }
 
+/* Of what RC needs, the part that the unreliable services have. */
+static int mask_of(struct mg_qp *qp, int state, const struct mgs_path *path, int mask)
+{
+	const int rc_only = IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER | IBV_QP_TIMEOUT |
+			    IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC;
+	const int connected =
+		IBV_QP_ACCESS_FLAGS | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN;
+	struct ibv_qp_init_attr init = {0};
+	struct ibv_qp_attr attr;
+
+	if (mg_qp_query(qp, &attr, IBV_QP_STATE, &init) || !path)
+		return mask;
+	if (init.qp_type == IBV_QPT_UC)
+		return mask & ~rc_only;
+	if (init.qp_type == IBV_QPT_UD)
+		return (mask & ~rc_only & ~connected) | (state == IBV_QPS_INIT ? IBV_QP_QKEY : 0);
+	return mask;
+}
+
 /* The attributes each transition needs (IBA 11.2.5.2, as programs give them). */
 int mgs_qp_modify(struct mgs_world *w, int qp, int state, const struct mgs_path *path)
 {
@@ -410,6 +438,8 @@ int mgs_qp_modify(struct mgs_world *w, int qp, int state, const struct mgs_path 
 		mask |= IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN |
 			IBV_QP_MAX_QP_RD_ATOMIC;
 	}
+	mask = mask_of(q->qp, state, path, mask);
+	a.qkey = path ? path->qkey : 0;
 	sim_trace(w, "modify   e%d qp%d state %d", q->engine, qp, state);
 	rc = mg_qp_modify(q->qp, sim_engine_now(&w->engine[q->engine]), &a, mask);
 	sim_after(&w->engine[q->engine], false);
@@ -497,6 +527,12 @@ int mgs_post_send(struct mgs_world *w, int qp, const struct mgs_wr *wr, int n, i
 			list[i].wr.atomic.compare_add = wr[i].compare_add;
 			list[i].wr.atomic.swap = wr[i].swap;
 			list[i].wr.atomic.rkey = wr[i].rkey;
+		} else if (wr[i].ah) {
+			struct mg_ah *ah = sim_ah_get(w, (int)wr[i].ah - 1);
+
+			list[i].wr.ud.ah = ah ? mg_ah_ib(ah) : NULL;
+			list[i].wr.ud.remote_qpn = wr[i].remote_qpn;
+			list[i].wr.ud.remote_qkey = wr[i].remote_qkey;
 		}
 		sim_trace(w, "post     e%d qp%d send wr %lu op %u flags %x sge %u", e->index, qp,
 			  (unsigned long)wr[i].wr_id, wr[i].opcode, wr[i].flags, wr[i].n_sge);

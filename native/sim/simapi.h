@@ -93,6 +93,7 @@ struct mgs_path {
 	uint32_t access; /* enum ibv_access_flags */
 	uint8_t timeout, retry_cnt, rnr_retry, min_rnr_timer, max_rd_atomic, max_dest_rd_atomic;
 	uint8_t hop_limit, tclass;
+	uint32_t qkey; /* UD */
 };
 
 struct mgs_sge {
@@ -111,6 +112,9 @@ struct mgs_wr {
 	uint32_t srqn;		    /* of an XRC request */
 	uint64_t compare_add, swap; /* atomics */
 	struct mgs_sge sge[34];	    /* more than the engine's limit, to try that too */
+	uint32_t ah;		    /* UD: index + 1; with it, the two below in place of remote_addr and rkey */
+	uint32_t remote_qpn, remote_qkey;
+	uint32_t rsv2;
 };
 
 struct mgs_wc {
@@ -203,7 +207,13 @@ void mgs_cq_sweep(struct mgs_world *w, int cq); /* poll into the log whatever it
 uint64_t mgs_cq_events(struct mgs_world *w, int cq);
 int mgs_cq_resize(struct mgs_world *w, int cq, uint32_t cqe);
 int mgs_qp_new(struct mgs_world *w, int pd, int send_cq, int recv_cq, struct mgs_caps *caps, int sig_all);
+int mgs_qp_new_type(struct mgs_world *w, int pd, int send_cq, int recv_cq, struct mgs_caps *caps, int sig_all,
+		    int type); /* enum ibv_qp_type */
 int mgs_qp_free(struct mgs_world *w, int qp);
+/* An address handle from path's dgid, hop_limit and tclass. */
+int mgs_ah_new(struct mgs_world *w, int pd, const struct mgs_path *path);
+int mgs_ah_free(struct mgs_world *w, int ah);
+int mgs_mcast(struct mgs_world *w, int qp, const uint8_t *gid, int on); /* attach or detach */
 uint32_t mgs_qp_num(struct mgs_world *w, int qp);
 int mgs_qp_modify(struct mgs_world *w, int qp, int state,
 		  const struct mgs_path *path); /* enum ibv_qp_state */

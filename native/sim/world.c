@@ -433,6 +433,7 @@ void mgs_world_free(struct mgs_world *w)
 	free(w->cq);
 	free(w->qp);
 	free(w->pd);
+	free(w->ah);
 	free(w->mr);
 	free(w->srq);
 	free(w->xrcd);

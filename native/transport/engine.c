@@ -28,6 +28,8 @@ const char *const mg_counter_name[MG_CNT_MAX] = {
 	[MG_CNT_RESUMES_RX] = "resumes_rx",
 	[MG_CNT_RESUMES_REFUSED] = "resumes_refused",
 	[MG_CNT_TX_ERRORS] = "tx_errors",
+	[MG_CNT_RX_BAD_QKEY] = "rx_bad_qkey",
+	[MG_CNT_RX_DROPPED] = "rx_dropped",
 };
 
 struct mg_engine *mg_engine_create(const struct mg_config *cfg, const struct mg_ops *ops, void *arg)
@@ -48,6 +50,8 @@ struct mg_engine *mg_engine_create(const struct mg_config *cfg, const struct mg_
 	e->arg = arg;
 	e->ready.prev = e->ready.next = &e->ready;
 	e->held.prev = e->held.next = &e->held;
+	e->gid[MG_GID_MAIN] = cfg->addr;
+	e->n_gid = MG_GID_MAIN + 1;
 	return e;
 }
 
@@ -57,12 +61,16 @@ void mg_engine_destroy(struct mg_engine *e)
 
 	if (!e)
 		return;
-	for (uint32_t it = 0; (o = mg_idtab_next(&e->qps, &it)); it = 0)
+	for (uint32_t it = 0; (o = mg_idtab_next(&e->qps, &it)); it = 0) {
+		mg_mcast_detach_all(o);
 		mg_qp_destroy(o);
+	}
 	for (uint32_t it = 0; (o = mg_idtab_next(&e->srqs, &it)); it = 0)
 		mg_srq_destroy(o);
 	for (uint32_t it = 0; (o = mg_idtab_next(&e->xrcds, &it)); it = 0)
 		mg_xrcd_destroy(o);
+	for (uint32_t it = 0; (o = mg_idtab_next(&e->ahs, &it)); it = 0)
+		mg_ah_destroy(o);
 	for (uint32_t it = 0; (o = mg_idtab_next(&e->mrs, &it)); it = 0)
 		mg_mr_destroy(o);
 	for (uint32_t it = 0; (o = mg_idtab_next(&e->cqs, &it)); it = 0)
@@ -73,6 +81,8 @@ void mg_engine_destroy(struct mg_engine *e)
 	mg_idtab_free(&e->srqs);
 	mg_idtab_free(&e->xrcds);
 	mg_idtab_free(&e->mrs);
+	mg_idtab_free(&e->ahs);
+	free(e->group);
 	mg_idtab_free(&e->cqs);
 	mg_idtab_free(&e->pds);
 	free(e->heap);
@@ -84,7 +94,8 @@ uint32_t mg_engine_handle(struct mg_engine *e)
 	do { /* wraps after 2^32 objects; 0 means none */
 		e->next_handle++;
 	} while (!e->next_handle || mg_idtab_get(&e->pds, e->next_handle) ||
-		 mg_idtab_get(&e->cqs, e->next_handle) || mg_idtab_get(&e->xrcds, e->next_handle));
+		 mg_idtab_get(&e->cqs, e->next_handle) || mg_idtab_get(&e->xrcds, e->next_handle) ||
+		 mg_idtab_get(&e->ahs, e->next_handle));
 	return e->next_handle;
 }
 
@@ -140,6 +151,8 @@ static enum mg_tx_result qp_tx(struct mg_qp *qp, mg_time now, unsigned flags, bo
 
 	if (mg_mig_tx(qp, p))
 		return MG_TX_PACKET;
+	if (mg_qp_unacked(qp))
+		return mg_unack_tx(qp, p);
 	resp = mg_resp_tx(qp, flags, p);
 	if (resp == MG_TX_PACKET)
 		return resp;
@@ -201,8 +214,16 @@ static bool service_ok(const struct mg_qp *qp, const struct mg_hdrs *h)
 	case IBV_QPT_RC:
 	case IBV_QPT_XRC_SEND:
 	case IBV_QPT_XRC_RECV: return svc == qp->svc || svc == MG_SVC_MIG;
+	/* The acknowledgement that announces the extension, the same for all connected services. */
+	case IBV_QPT_UC: return svc == qp->svc || svc == MG_SVC_MIG || h->opcode == MG_OP_ACK;
+	case IBV_QPT_UD: return svc == qp->svc;
 	default: return false;
 	}
+}
+
+static bool pkey_ok(const struct mg_hdrs *h)
+{
+	return (h->pkey & 0x7fff) == (MG_PKEY_DEFAULT & 0x7fff);
 }
 
 /* A packet of a connected service, from anybody: only the peer's counts. */
@@ -218,10 +239,14 @@ static void rx_connected(struct mg_qp *qp, mg_time now, const struct mg_rx *meta
 	qp->rx_bytes += h->payload_len;
 	if (h->capable)
 		mg_mig_heard(qp, now);
-	if (!(h->mask & MG_P_REQUEST))
-		mg_comp_rx(qp, now, h);
-	else if (qp->type != IBV_QPT_XRC_SEND)
+	if (!(h->mask & MG_P_REQUEST)) {
+		if (qp->type != IBV_QPT_UC)
+			mg_comp_rx(qp, now, h);
+	} else if (qp->type == IBV_QPT_UC) {
+		mg_uc_rx(qp, h);
+	} else if (qp->type != IBV_QPT_XRC_SEND) {
 		mg_resp_rx(qp, now, h);
+	}
 }
 
 void mg_rx(struct mg_engine *e, mg_time now, const struct mg_rx *meta, const uint8_t *buf, size_t len)
@@ -235,13 +260,17 @@ void mg_rx(struct mg_engine *e, mg_time now, const struct mg_rx *meta, const uin
 		e->counters[MG_CNT_RX_MALFORMED]++;
 		return;
 	}
+	if (h.dest_qpn == MG_QPN_MULTICAST && (h.opcode & MG_SVC_MASK) == MG_SVC_UD && pkey_ok(&h)) {
+		mg_mcast_rx(e, meta, &h);
+		return;
+	}
 	qp = mg_idtab_get(&e->qps, h.dest_qpn);
 	if (!qp || !mg_qp_connected(qp)) {
 		e->counters[MG_CNT_RX_NO_QP]++;
 		return;
 	}
 	/* Another service, or another partition: dropped in silence (IBA 9.6.1.1). */
-	if (!service_ok(qp, &h) || (h.pkey & 0x7fff) != (MG_PKEY_DEFAULT & 0x7fff)) {
+	if (!service_ok(qp, &h) || !pkey_ok(&h)) {
 		e->counters[MG_CNT_RX_MALFORMED]++;
 		return;
 	}
@@ -251,6 +280,8 @@ void mg_rx(struct mg_engine *e, mg_time now, const struct mg_rx *meta, const uin
 		h.opcode &= (uint8_t)~MG_SVC_MASK; /* what it does is the same in every service */
 	if (h.mask & MG_P_CONTROL)
 		mg_mig_rx(qp, now, meta, &h);
+	else if (qp->type == IBV_QPT_UD)
+		mg_ud_rx(qp, meta, &h);
 	else
 		rx_connected(qp, now, meta, &h);
 	mg_qp_deadline(qp);
@@ -305,6 +336,8 @@ void mg_resume(struct mg_engine *e, mg_time now, const struct mg_addr *addr)
 	e->epoch++;
 	if (addr)
 		e->cfg.addr = *addr;
+	e->gid[MG_GID_MAIN] = e->cfg.addr;
+	mg_gids_resume(e);
 	for (uint32_t it = 0; (qp = mg_idtab_next(&e->qps, &it));)
-		mg_mig_resume(qp, now, &e->cfg.addr);
+		mg_mig_resume(qp, now);
 }

@@ -42,6 +42,7 @@ struct mg_mr;
 struct mg_cq;
 struct mg_srq;
 struct mg_xrcd;
+struct mg_ah;
 struct mg_qp;
 
 /* What the engine asks of its surroundings. Called from within mg_* calls; must not call back. */
@@ -131,6 +132,33 @@ int mg_post_recv(struct mg_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **
 int mg_post_srq_recv(struct mg_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad);
 uint32_t mg_qp_send_room(const struct mg_qp *qp); /* work requests that can be posted now */
 
+/*
+ * The GID table, as programs see it: an sgid_index stands for the address a QP or AH sends from.
+ * At first entry MG_GID_MAIN (1) is mg_config.addr and the only one. All-zero entries are empty.
+ */
+#define MG_MAX_GID 16u
+void mg_set_gids(struct mg_engine *e, const struct mg_addr *gid, unsigned n);
+
+/*
+ * Address handles. Work requests name one by mg_ah_ib, whose fields are the caller's. EINVAL:
+ * no GRH, no such sgid_index, or source and destination are of different address families.
+ */
+int mg_ah_create(struct mg_pd *pd, const struct ibv_ah_attr *attr, void *owner, struct mg_ah **out);
+int mg_ah_destroy(struct mg_ah *ah);
+struct ibv_ah *mg_ah_ib(struct mg_ah *ah);
+struct mg_ah *mg_ah_of(struct ibv_ah *ib);
+void *mg_ah_owner(const struct mg_ah *ah);
+
+/*
+ * Multicast groups of UD QPs (a QP in one cannot be destroyed: EBUSY). The caller makes packets
+ * for each mg_mcast_group come in: call it with i = 0, 1, ... until false, after every change.
+ */
+bool mg_gid_multicast(const uint8_t gid[16]);
+int mg_mcast_attach(struct mg_qp *qp, const struct mg_addr *addr); /* EINVAL: no UD QP or no group */
+int mg_mcast_detach(struct mg_qp *qp, const struct mg_addr *addr); /* EINVAL: not attached */
+void mg_mcast_detach_all(struct mg_qp *qp);
+bool mg_mcast_group(const struct mg_engine *e, uint32_t i, struct mg_addr *addr);
+
 /* ---- packets and time ------------------------------------------------------------------ */
 
 /*
@@ -166,6 +194,8 @@ struct mg_rx {
 	struct mg_addr src, dst;
 	uint16_t sport;
 	uint8_t tclass, hop_limit;
+	uint16_t ip_id;	     /* IPv4 */
+	uint32_t flow_label; /* IPv6 */
 };
 void mg_rx(struct mg_engine *e, mg_time now, const struct mg_rx *meta, const uint8_t *buf, size_t len);
 
@@ -213,6 +243,8 @@ enum mg_counter {
 	MG_CNT_RESUMES_RX,	/* accepted */
 	MG_CNT_RESUMES_REFUSED, /* wrong token, old epoch */
 	MG_CNT_TX_ERRORS,	/* the socket refused (caller) */
+	MG_CNT_RX_BAD_QKEY,
+	MG_CNT_RX_DROPPED, /* UC and UD messages without a receive request, incomplete or not allowed */
 	MG_CNT_MAX
 };
 extern const char *const mg_counter_name[MG_CNT_MAX]; /* snake_case, as in the dump's order */

@@ -53,6 +53,23 @@ struct mg_mr {
 	unsigned access;
 };
 
+/* An address handle. The verbs structure comes first: work requests name it by that. */
+struct mg_ah {
+	struct ibv_ah ib;
+	struct mg_pd *pd;
+	void *owner;
+	uint32_t handle;
+	struct mg_addr src, dst; /* src: what attr's sgid_index stands for */
+	struct ibv_ah_attr attr;
+};
+
+struct mg_group { /* multicast */
+	struct mg_addr addr;
+	struct mg_qp **qp;
+	uint32_t n;
+};
+#define MG_MAX_MCAST_GRP 1024u
+
 struct mg_cq {
 	struct mg_engine *e;
 	void *owner;
@@ -105,6 +122,13 @@ struct mg_swqe {
 		struct ibv_sge sge[1];	/* n_sge entries */
 		uint8_t inline_data[1]; /* length bytes */
 	} u;
+};
+
+/* Where a UD request goes: behind the request, at the end of its slot in the send queue. */
+struct mg_ud_dest {
+	struct mg_addr src, dst;
+	uint32_t qpn, qkey;
+	uint8_t sgid_index, tclass, hop_limit;
 };
 
 struct mg_rwqe {
@@ -254,6 +278,9 @@ struct mg_qp {
 	struct mg_srq *srq;    /* used in place of rq; of an XRC_RECV QP as `pd` */
 	struct mg_rwqe *taken; /* mg_recv_take */
 
+	uint32_t n_mcast;   /* groups it is attached to */
+	uint8_t sgid_index; /* of `local` */
+
 	struct mg_list ready; /* in e->ready when something may be sent, in e->held when it may wait */
 	bool is_ready;	      /* in one of them */
 	bool is_held;
@@ -271,6 +298,11 @@ struct mg_engine {
 	struct mg_idtab pds, cqs; /* by handle */
 	struct mg_idtab srqs;	  /* by number */
 	struct mg_idtab xrcds;	  /* by handle */
+	struct mg_idtab ahs;	  /* by handle */
+	struct mg_group *group;
+	uint32_t n_group;
+	struct mg_addr gid[MG_MAX_GID];
+	unsigned n_gid;
 	uint32_t next_handle;
 	struct mg_list ready, held;
 	struct mg_qp **heap;
@@ -303,9 +335,19 @@ static inline uint32_t mg_rq_fill(const struct mg_rq *rq)
 {
 	return rq->tail - rq->head;
 }
+static inline struct mg_ud_dest *mg_swqe_ud(const struct mg_qp *qp, struct mg_swqe *w)
+{
+	return (struct mg_ud_dest *)((uint8_t *)w + qp->sq_stride - sizeof(struct mg_ud_dest));
+}
+/* It takes packets (of UC and UD also after an error in sending). */
 static inline bool mg_qp_connected(const struct mg_qp *qp)
 {
-	return qp->state == IBV_QPS_RTR || qp->state == IBV_QPS_RTS || qp->state == IBV_QPS_SQD;
+	return qp->state == IBV_QPS_RTR || qp->state == IBV_QPS_RTS || qp->state == IBV_QPS_SQD ||
+	       qp->state == IBV_QPS_SQE;
+}
+static inline bool mg_qp_unacked(const struct mg_qp *qp)
+{
+	return qp->type == IBV_QPT_UC || qp->type == IBV_QPT_UD;
 }
 static inline bool mg_qp_sends(const struct mg_qp *qp)
 {
@@ -368,10 +410,19 @@ void mg_qp_hdrs(const struct mg_qp *qp, uint8_t opcode, uint32_t psn,
 /* Finish *p from *h and the payload pieces already in p->iov (n_iov pieces, n bytes). */
 void mg_pkt_finish(struct mg_qp *qp, struct mg_pkt *p, struct mg_hdrs *h, uint32_t n);
 
+/* ah.c */
+#define MG_GID_MAIN 1u /* GID table index of mg_config.addr */
+const struct mg_addr *mg_gid_at(const struct mg_engine *e, unsigned index); /* NULL: no such entry */
+uint8_t mg_gid_follow(const struct mg_engine *e, const struct mg_addr *was, uint8_t index);
+int mg_av_check(const struct mg_engine *e, const struct ibv_ah_attr *attr); /* EINVAL */
+void mg_gids_resume(struct mg_engine *e); /* sources of AHs, QPs and queued requests, after a move */
+
 /* qp_attr.c: 0, or EINVAL for a mask or value that is not allowed; ENOMEM */
 int mg_qp_check_transition(enum ibv_qp_type type, enum ibv_qp_state from, enum ibv_qp_state to, int mask);
 int mg_qp_check_attr(const struct mg_qp *qp, const struct ibv_qp_attr *attr, int mask);
 int mg_qp_apply_attr(struct mg_qp *qp, const struct ibv_qp_attr *attr, int mask);
+
+uint16_t mg_flow_sport(uint32_t a, uint32_t b); /* the source port that rdma_rxe gives a flow */
 
 /* requester.c */
 enum mg_tx_result {
@@ -380,6 +431,8 @@ enum mg_tx_result {
 	MG_TX_PACKET, /* *p is filled */
 };
 enum mg_tx_result mg_req_tx(struct mg_qp *qp, mg_time now, unsigned flags, struct mg_pkt *p);
+/* The packet at snd of a SEND or WRITE; enum ibv_wc_status. */
+int mg_req_build_data(struct mg_qp *qp, struct mg_swqe *w, bool ackreq, struct mg_pkt *p);
 void mg_req_go_back(struct mg_qp *qp); /* transmit again from the oldest unacknowledged */
 void mg_req_flush(struct mg_qp *qp);
 void mg_req_reset(struct mg_qp *qp);
@@ -388,6 +441,16 @@ void mg_req_timer(struct mg_qp *qp, mg_time now);
 uint64_t mg_req_ack_timeout(const struct mg_qp *qp); /* ns, 0: none */
 uint64_t mg_req_soft_base(const struct mg_qp *qp);   /* ns until the first soft retransmission */
 void mg_req_restart(struct mg_qp *qp, mg_time now);  /* go back with fresh retry counters and timers */
+
+/* unack.c: UC and UD */
+enum mg_tx_result mg_unack_tx(struct mg_qp *qp, struct mg_pkt *p);
+void mg_qp_sqe(struct mg_qp *qp); /* to SQE: what is to be sent is flushed */
+
+/* uc.c, ud.c */
+void mg_uc_rx(struct mg_qp *qp, const struct mg_hdrs *h);
+void mg_ud_rx(struct mg_qp *qp, const struct mg_rx *meta, const struct mg_hdrs *h);
+#define MG_QPN_MULTICAST 0xffffffu
+void mg_mcast_rx(struct mg_engine *e, const struct mg_rx *meta, const struct mg_hdrs *h);
 
 /* completer.c */
 void mg_comp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h);
@@ -415,6 +478,7 @@ enum mg_tx_result mg_resp_tx(struct mg_qp *qp, unsigned flags, struct mg_pkt *p)
 void mg_resp_flush(struct mg_qp *qp);
 void mg_resp_reset(struct mg_qp *qp);
 int mg_resp_resources(struct mg_qp *qp, uint32_t n);
+void mg_resp_comm_est(struct mg_qp *qp); /* a packet was accepted: IBV_EVENT_COMM_EST, once, in RTR */
 
 /* migrate.c */
 void mg_mig_connected(struct mg_qp *qp, mg_time now); /* reached RTR */
@@ -425,6 +489,6 @@ void mg_mig_pause(struct mg_qp *qp, mg_time now);
 void mg_mig_unpause(struct mg_qp *qp, mg_time now);
 mg_time mg_mig_deadline(const struct mg_qp *qp);
 void mg_mig_timer(struct mg_qp *qp, mg_time now);
-void mg_mig_resume(struct mg_qp *qp, mg_time now, const struct mg_addr *addr);
+void mg_mig_resume(struct mg_qp *qp, mg_time now);
 
 #endif

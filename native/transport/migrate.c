@@ -99,15 +99,18 @@ static void send_resume(struct mg_migration *m, mg_time now)
 	m->resume_at = now + m->resume_gap;
 }
 
-void mg_mig_resume(struct mg_qp *qp, mg_time now, const struct mg_addr *addr)
+void mg_mig_resume(struct mg_qp *qp, mg_time now)
 {
 	struct mg_migration *m = &qp->mig;
 	struct mg_responder *r = &qp->resp;
 
-	qp->local = *addr;
 	mg_heap_remove(qp); /* armed by the other machine's clock */
 	if (!mg_qp_connected(qp))
 		return;
+	if (qp->type == IBV_QPT_UD) { /* nobody to tell */
+		mg_qp_ready(qp);
+		return;
+	}
 	m->paused = false;
 	m->probe_at = m->announce_at = m->token_at = MG_NEVER;
 	m->last_heard = now;
@@ -119,13 +122,15 @@ void mg_mig_resume(struct mg_qp *qp, mg_time now, const struct mg_addr *addr)
 	} else {
 		announce(qp, now);
 	}
-	/* Whatever was on its way is lost; the peer asks again. READ answers start from that. */
-	r->nak = 0;
-	r->nak_sent = false;
-	r->job_head = r->job_fill = 0;
-	r->ack_pending = r->ack_force = r->epsn != qp->attr.rq_psn;
-	if (mg_qp_sends(qp))
-		mg_req_restart(qp, now);
+	if (!mg_qp_unacked(qp)) {
+		/* Whatever was on its way is lost; the peer asks again. READ answers start from that. */
+		r->nak = 0;
+		r->nak_sent = false;
+		r->job_head = r->job_fill = 0;
+		r->ack_pending = r->ack_force = r->epsn != qp->attr.rq_psn;
+		if (mg_qp_sends(qp))
+			mg_req_restart(qp, now);
+	}
 	mg_qp_ready(qp);
 	mg_qp_deadline(qp);
 }
@@ -135,7 +140,9 @@ static void resumed(struct mg_qp *qp, mg_time now)
 	qp->mig.resuming = qp->mig.paused = false; /* a NAK stopped from before is no longer true */
 	qp->mig.resume_at = qp->mig.probe_at = MG_NEVER;
 	qp->mig.send_resume = false;
-	if (mg_qp_sends(qp))
+	if (mg_qp_unacked(qp))
+		mg_qp_ready(qp);
+	else if (mg_qp_sends(qp))
 		mg_req_restart(qp, now);
 }
 
@@ -171,7 +178,7 @@ static void rx_resume(struct mg_qp *qp, mg_time now, const struct mg_rx *meta, c
 			return;
 		if (m->resuming) /* it may have missed ours while it was stopped */
 			send_resume(m, now);
-		else if (mg_qp_sends(qp))
+		else if (mg_qp_sends(qp) && !mg_qp_unacked(qp))
 			mg_mig_unpause(qp, now);
 	}
 	m->send_resume_ack = true;
@@ -263,6 +270,7 @@ bool mg_mig_tx(struct mg_qp *qp, struct mg_pkt *p)
 
 		m->send_announce = false;
 		mg_qp_hdrs(qp, MG_OP_ACK, (qp->resp.epsn - 1) & MG_PSN_MASK, &h);
+		h.opcode = qp->type == IBV_QPT_UC ? MG_OP_ACK : h.opcode; /* UC has none */
 		h.aeth.syndrome = MG_AETH_ACK;
 		h.aeth.msn = qp->resp.msn;
 		p->n_iov = 0;

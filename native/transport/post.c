@@ -13,6 +13,22 @@ static bool known_opcode(enum ibv_wr_opcode op)
 	       op == IBV_WR_RDMA_WRITE_WITH_IMM || mg_wr_is_answered(op);
 }
 
+/* What each service can do (IBA table 42). */
+static bool service_does(enum ibv_qp_type type, enum ibv_wr_opcode op)
+{
+	bool send = op == IBV_WR_SEND || op == IBV_WR_SEND_WITH_IMM;
+	bool write = op == IBV_WR_RDMA_WRITE || op == IBV_WR_RDMA_WRITE_WITH_IMM;
+
+	return type == IBV_QPT_UD ? send : type == IBV_QPT_UC ? send || write : true;
+}
+
+static int check_ud(const struct mg_qp *qp, const struct ibv_send_wr *wr)
+{
+	const struct mg_ah *ah = wr->wr.ud.ah ? mg_ah_of(wr->wr.ud.ah) : NULL;
+
+	return ah && ah->pd == qp->pd && wr->wr.ud.remote_qpn <= MG_QPN_MASK ? 0 : EINVAL;
+}
+
 static int check_send(const struct mg_qp *qp, const struct ibv_send_wr *wr, uint64_t *length)
 {
 	bool inl = wr->send_flags & IBV_SEND_INLINE;
@@ -22,6 +38,8 @@ static int check_send(const struct mg_qp *qp, const struct ibv_send_wr *wr, uint
 		return EINVAL;
 	if (!known_opcode(wr->opcode))
 		return wr->opcode <= IBV_WR_TSO ? EOPNOTSUPP : EINVAL;
+	if (!service_does(qp->type, wr->opcode) || (qp->type == IBV_QPT_UD && check_ud(qp, wr)))
+		return EINVAL;
 	if (wr->num_sge < 0 || (!inl && (uint32_t)wr->num_sge > qp->cap.max_send_sge) ||
 	    (wr->num_sge && !wr->sg_list))
 		return EINVAL;
@@ -41,22 +59,40 @@ static int check_send(const struct mg_qp *qp, const struct ibv_send_wr *wr, uint
 	return 0;
 }
 
+/* A copy: the address handle may be gone before the request is sent. */
+static void fill_ud(struct mg_qp *qp, struct mg_swqe *w, const struct ibv_send_wr *wr)
+{
+	const struct mg_ah *ah = mg_ah_of(wr->wr.ud.ah);
+
+	*mg_swqe_ud(qp, w) = (struct mg_ud_dest){.src = ah->src,
+						 .dst = ah->dst,
+						 .qpn = wr->wr.ud.remote_qpn,
+						 .qkey = wr->wr.ud.remote_qkey,
+						 .sgid_index = ah->attr.grh.sgid_index,
+						 .tclass = ah->attr.grh.traffic_class,
+						 .hop_limit = ah->attr.grh.hop_limit};
+}
+
 static void fill_send(struct mg_qp *qp, struct mg_swqe *w, const struct ibv_send_wr *wr, uint32_t length)
 {
 	w->wr_id = wr->wr_id;
 	w->length = length;
 	w->psn = qp->req.end;
-	w->n_psn = mg_packets(length, qp->mtu);
+	w->n_psn = qp->type == IBV_QPT_UD ? 1 : mg_packets(length, qp->mtu);
 	w->opcode = (uint8_t)wr->opcode;
 	w->status = IBV_WC_SUCCESS;
 	w->imm = ntohl(wr->imm_data);
-	w->remote_addr = wr->wr.rdma.remote_addr;
-	w->rkey = wr->wr.rdma.rkey;
 	w->srqn = wr->qp_type.xrc.remote_srqn & MG_QPN_MASK;
-	if (mg_wr_is_atomic(wr->opcode)) {
+	if (qp->type == IBV_QPT_UD) {
+		fill_ud(qp, w, wr);
+	} else if (mg_wr_is_atomic(wr->opcode)) {
+		w->remote_addr = wr->wr.atomic.remote_addr;
 		w->rkey = wr->wr.atomic.rkey;
 		w->compare_add = wr->wr.atomic.compare_add;
 		w->swap = wr->wr.atomic.swap;
+	} else {
+		w->remote_addr = wr->wr.rdma.remote_addr;
+		w->rkey = wr->wr.rdma.rkey;
 	}
 	w->flags = (uint8_t)((wr->send_flags & IBV_SEND_SIGNALED || qp->sq_sig_all ? MG_WQE_SIGNALED : 0) |
 			     (wr->send_flags & IBV_SEND_SOLICITED ? MG_WQE_SOLICITED : 0) |
@@ -90,6 +126,11 @@ int mg_check_send(const struct mg_qp *qp, const struct ibv_send_wr *wr)
 	return err;
 }
 
+static bool in_error(const struct mg_qp *qp)
+{
+	return qp->state == IBV_QPS_ERR || qp->state == IBV_QPS_SQE;
+}
+
 int mg_post_send(struct mg_qp *qp, mg_time now, struct ibv_send_wr *wr, struct ibv_send_wr **bad)
 {
 	int err = 0;
@@ -99,7 +140,7 @@ int mg_post_send(struct mg_qp *qp, mg_time now, struct ibv_send_wr *wr, struct i
 		uint64_t length;
 
 		/* IBA 10.8.2: posting is an error before RTS; in the error states requests are flushed. */
-		err = mg_qp_sends(qp) || qp->state == IBV_QPS_ERR ? 0 : EINVAL;
+		err = mg_qp_sends(qp) || in_error(qp) ? 0 : EINVAL;
 		if (!err)
 			err = check_send(qp, wr, &length);
 		if (!err && qp->req.tail - qp->req.head >= qp->cap.max_send_wr)
@@ -111,7 +152,7 @@ int mg_post_send(struct mg_qp *qp, mg_time now, struct ibv_send_wr *wr, struct i
 	}
 	if (err && bad)
 		*bad = wr;
-	if (qp->state == IBV_QPS_ERR)
+	if (in_error(qp))
 		mg_req_flush(qp);
 	else if (qp->req.snd != qp->req.end)
 		mg_qp_ready(qp);

@@ -21,6 +21,8 @@ static int alloc_queues(struct mg_qp *qp)
 	if (data < qp->cap.max_inline_data)
 		data = qp->cap.max_inline_data;
 	qp->sq_size = pow2_at_least(qp->cap.max_send_wr ? qp->cap.max_send_wr : 1);
+	if (qp->type == IBV_QPT_UD)
+		data += sizeof(struct mg_ud_dest) + 15;
 	qp->sq_stride =
 		(uint32_t)((offsetof(struct mg_swqe, u) + data + sizeof(struct ibv_sge) + 15) & ~15ul);
 	qp->sq = calloc(qp->sq_size, qp->sq_stride);
@@ -45,7 +47,7 @@ static int draw_qpn(struct mg_engine *e, uint32_t *qpn)
 
 		e->ops->random(e->arg, &r, sizeof(r));
 		*qpn = e->cfg.qpn_base + r % e->cfg.qpn_count;
-		if (*qpn > 1 && !mg_idtab_get(&e->qps, *qpn))
+		if (*qpn > 1 && *qpn != MG_QPN_MULTICAST && !mg_idtab_get(&e->qps, *qpn))
 			return 0;
 	}
 	return ENOMEM;
@@ -53,7 +55,13 @@ static int draw_qpn(struct mg_engine *e, uint32_t *qpn)
 
 static uint8_t service(enum ibv_qp_type type)
 {
-	return type == IBV_QPT_XRC_SEND || type == IBV_QPT_XRC_RECV ? MG_SVC_XRC : MG_SVC_RC;
+	switch (type) {
+	case IBV_QPT_UC: return MG_SVC_UC;
+	case IBV_QPT_UD: return MG_SVC_UD;
+	case IBV_QPT_XRC_SEND:
+	case IBV_QPT_XRC_RECV: return MG_SVC_XRC;
+	default: return MG_SVC_RC;
+	}
 }
 
 /* Which parts a type is made of; those it does not use are left out of *q. */
@@ -62,6 +70,8 @@ static int check_parts(const struct mg_qp_parts *p, enum ibv_qp_type type, struc
 	*q = *p;
 	switch (type) {
 	case IBV_QPT_RC:
+	case IBV_QPT_UC:
+	case IBV_QPT_UD:
 		q->xrcd = NULL;
 		return p->pd && p->send_cq && p->recv_cq && !(p->srq && p->srq->xrcd) ? 0 : EINVAL;
 	case IBV_QPT_XRC_SEND:
@@ -129,7 +139,8 @@ int mg_qp_create(struct mg_engine *e, const struct mg_qp_parts *parts, struct ib
 			     .cap = attr->cap,
 			     .sq_sig_all = attr->sq_sig_all,
 			     .timer = MG_NEVER,
-			     .local = e->cfg.addr};
+			     .local = e->cfg.addr,
+			     .sgid_index = MG_GID_MAIN};
 	err = alloc_queues(qp);
 	if (!err)
 		err = mg_heap_reserve(e, e->qps.used + 1);
@@ -164,6 +175,8 @@ int mg_qp_destroy(struct mg_qp *qp)
 {
 	struct mg_engine *e = qp->e;
 
+	if (qp->n_mcast)
+		return EBUSY;
 	unready(qp);
 	mg_heap_remove(qp);
 	mg_idtab_del(&e->qps, qp->qpn);
@@ -201,6 +214,8 @@ static void reset(struct mg_qp *qp)
 	mg_resp_reset(qp);
 	qp->rq.head = qp->rq.tail = 0;
 	qp->attr = (struct ibv_qp_attr){0};
+	qp->local = qp->e->cfg.addr;
+	qp->sgid_index = MG_GID_MAIN;
 	qp->state = IBV_QPS_RESET;
 	/* The token stays with the number: a peer that learned it may still hold it. */
 	struct mg_migration fresh = {
@@ -243,8 +258,12 @@ int mg_qp_modify(struct mg_qp *qp, mg_time now, const struct ibv_qp_attr *attr, 
 		return 0;
 	}
 	qp->state = to;
-	if (from == IBV_QPS_INIT && to == IBV_QPS_RTR)
-		mg_mig_connected(qp, now);
+	if (from == IBV_QPS_INIT && to == IBV_QPS_RTR) {
+		if (qp->type == IBV_QPT_UD)
+			qp->mtu = qp->e->cfg.max_path_mtu;
+		else
+			mg_mig_connected(qp, now);
+	}
 	if (mg_qp_connected(qp)) {
 		mg_qp_ready(qp);
 		mg_qp_deadline(qp);
@@ -260,6 +279,8 @@ int mg_qp_query(struct mg_qp *qp, struct ibv_qp_attr *attr, int mask, struct ibv
 	*attr = qp->attr;
 	attr->qp_state = attr->cur_qp_state = qp->state;
 	attr->path_mig_state = IBV_MIG_MIGRATED;
+	if (attr->ah_attr.is_global)
+		attr->ah_attr.grh.sgid_index = qp->sgid_index;
 	attr->cap = qp->cap;
 	attr->rq_psn = qp->resp.epsn;
 	attr->sq_psn = (uint32_t)qp->req.end & MG_PSN_MASK;

@@ -111,9 +111,7 @@ int mg_qp_check_attr(const struct mg_qp *qp, const struct ibv_qp_attr *a, int ma
 	if (mask & IBV_QP_PATH_MTU && (a->path_mtu < IBV_MTU_256 || a->path_mtu > IBV_MTU_4096 ||
 				       (128u << a->path_mtu) > e->cfg.max_path_mtu))
 		return EINVAL;
-	/* RoCE routes by GID: there is always a GRH, and its address family must be ours. */
-	if (mask & IBV_QP_AV &&
-	    (!a->ah_attr.is_global || mg_gid_is_v4(a->ah_attr.grh.dgid.raw) != mg_gid_is_v4(e->cfg.addr.gid)))
+	if (mask & IBV_QP_AV && (mg_av_check(e, &a->ah_attr) || mg_gid_multicast(a->ah_attr.grh.dgid.raw)))
 		return EINVAL;
 	if (mask & IBV_QP_DEST_QPN && (a->dest_qp_num < 2 || a->dest_qp_num > MG_QPN_MASK))
 		return EINVAL;
@@ -132,7 +130,7 @@ int mg_qp_check_attr(const struct mg_qp *qp, const struct ibv_qp_attr *a, int ma
 }
 
 /* rxe's source port for a flow: the captures show it, ECMP and RSS spread by it. */
-static uint16_t flow_sport(uint32_t a, uint32_t b)
+uint16_t mg_flow_sport(uint32_t a, uint32_t b)
 {
 	uint64_t fl = (uint64_t)a * b;
 
@@ -173,6 +171,8 @@ int mg_qp_apply_attr(struct mg_qp *qp, const struct ibv_qp_attr *a, int mask)
 	}
 	if (mask & IBV_QP_PKEY_INDEX)
 		q->pkey_index = a->pkey_index;
+	if (mask & IBV_QP_QKEY)
+		q->qkey = a->qkey;
 	if (mask & IBV_QP_PORT)
 		q->port_num = a->port_num;
 	if (mask & IBV_QP_ACCESS_FLAGS)
@@ -185,10 +185,12 @@ int mg_qp_apply_attr(struct mg_qp *qp, const struct ibv_qp_attr *a, int mask)
 	if (mask & IBV_QP_AV) {
 		q->ah_attr = a->ah_attr;
 		memcpy(qp->peer.gid, a->ah_attr.grh.dgid.raw, 16);
+		qp->sgid_index = a->ah_attr.grh.sgid_index;
+		qp->local = *mg_gid_at(qp->e, a->ah_attr.grh.sgid_index);
 	}
 	if (mask & IBV_QP_DEST_QPN) {
 		q->dest_qp_num = qp->peer_qpn = a->dest_qp_num;
-		qp->sport = flow_sport(qp->qpn, qp->peer_qpn);
+		qp->sport = mg_flow_sport(qp->qpn, qp->peer_qpn);
 	}
 	if (mask & IBV_QP_RQ_PSN) {
 		q->rq_psn = a->rq_psn & MG_PSN_MASK;

@@ -98,7 +98,7 @@ static uint8_t data_opcode(const struct mg_swqe *w, bool first, bool last)
 	return first ? base : (uint8_t)(base + 1);
 }
 
-static int build_data(struct mg_qp *qp, struct mg_swqe *w, bool ackreq, struct mg_pkt *p)
+int mg_req_build_data(struct mg_qp *qp, struct mg_swqe *w, bool ackreq, struct mg_pkt *p)
 {
 	struct mg_requester *r = &qp->req;
 	uint64_t i = r->snd - w->psn;
@@ -116,7 +116,7 @@ static int build_data(struct mg_qp *qp, struct mg_swqe *w, bool ackreq, struct m
 		return IBV_WC_LOC_PROT_ERR;
 	}
 	mg_qp_hdrs(qp, data_opcode(w, first, last), (uint32_t)r->snd, &h);
-	h.ackreq = ackreq || last;
+	h.ackreq = ackreq || (last && !mg_qp_unacked(qp));
 	h.solicited = last && w->flags & MG_WQE_SOLICITED;
 	h.imm = w->imm;
 	h.reth.va = w->remote_addr;
@@ -226,7 +226,7 @@ enum mg_tx_result mg_req_tx(struct mg_qp *qp, mg_time now, unsigned flags, struc
 			mg_atomic_build(qp, w, p);
 		r->reads[(r->read_head + r->read_fill++) % r->n_reads] = r->snd + n;
 	} else {
-		status = build_data(qp, w, ackreq, p);
+		status = mg_req_build_data(qp, w, ackreq, p);
 	}
 	if (status != IBV_WC_SUCCESS) {
 		/* Earlier requests complete first; then this one fails (IBA 10.8.2.1). */

@@ -133,6 +133,15 @@ static bool length_ok(const struct mg_qp *qp, const struct mg_hdrs *h)
 	return h->payload_len <= qp->mtu;
 }
 
+void mg_resp_comm_est(struct mg_qp *qp)
+{
+	if (qp->resp.comm_est)
+		return;
+	qp->resp.comm_est = true;
+	if (qp->state == IBV_QPS_RTR)
+		qp->e->ops->async_event(qp->e->arg, IBV_EVENT_COMM_EST, qp);
+}
+
 static void accepted(struct mg_qp *qp, const struct mg_hdrs *h, uint32_t n_psn)
 {
 	struct mg_responder *r = &qp->resp;
@@ -143,11 +152,7 @@ static void accepted(struct mg_qp *qp, const struct mg_hdrs *h, uint32_t n_psn)
 	r->opcode = ends ? MG_RESP_IDLE : h->opcode;
 	if (ends)
 		r->msn = (r->msn + 1) & MG_PSN_MASK;
-	if (!r->comm_est) {
-		r->comm_est = true;
-		if (qp->state == IBV_QPS_RTR)
-			qp->e->ops->async_event(qp->e->arg, IBV_EVENT_COMM_EST, qp);
-	}
+	mg_resp_comm_est(qp);
 	if (h->mask & MG_P_ANSWERED) {
 		r->ack_pending = false; /* its answer acknowledges all that came before */
 	} else if (h->ackreq) {

@@ -11,7 +11,7 @@ from migroce import dump as dumps
 
 from .records import MS, Caps, CqMode, Link, Path, Reason, S, Sge, Wc, Wr, gid
 from .standins import StandIns
-from .verbs import ALL_ACCESS, Access, QpState, SendFlag, WrOpcode
+from .verbs import ALL_ACCESS, Access, QpState, QpType, SendFlag, WrOpcode
 from .world import Cq, Engine, Mr, Qp, World
 
 
@@ -98,6 +98,7 @@ class Pair(World):
         connect: bool = True,
         seed: int = 0,
         b_state: QpState = QpState.RTS,
+        kind: QpType = QpType.RC,
         engine: dict[str, Any] | None = None,
         **path: Any,
     ):
@@ -110,7 +111,7 @@ class Pair(World):
             pd = e.pd()
             mr = e.mr(pd, 0, arena, ALL_ACCESS)
             cq = e.cq(cqe, mode)
-            qp = e.qp(pd, cq, cq, caps, sig_all)
+            qp = e.qp(pd, cq, cq, caps, sig_all, kind)
             self.nodes.append(Node(e, pd, cq, mr, qp, Path(e.gid, 0)))
         self.a, self.b = self.nodes
         psn = (0xFFFFF0, 0x123456)

@@ -153,6 +153,10 @@ class Wr(NamedTuple):
     compare_add: int = 0
     swap: int = 0
     srqn: int = 0
+    ah: int = -1
+    """UD: the address handle; with it `remote_qpn` and `remote_qkey`."""
+    remote_qpn: int = 0
+    remote_qkey: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +193,7 @@ class Caps:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """What connects a QP: all of ibv_qp_attr that matters for RC."""
+    """What connects a QP: all of ibv_qp_attr that matters."""
 
     dgid: bytes
     dest_qpn: int
@@ -205,6 +209,7 @@ class Path:
     max_dest_rd_atomic: int = 4
     hop_limit: int = 64
     tclass: int = 0
+    qkey: int = 0
 
 
 @dataclass(frozen=True, slots=True)

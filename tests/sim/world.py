@@ -63,12 +63,17 @@ class Engine:
         w = self.world
         return Mr(w, check(w.lib.mgs_mr_new(w.ptr, pd, offset, length, at, access)), self.base + offset, at)
 
-    def qp(self, pd: int, send_cq: Cq, recv_cq: Cq, caps: Caps = Caps(), sig_all: bool = False) -> Qp:
+    def qp(
+        self, pd: int, send_cq: Cq, recv_cq: Cq, caps: Caps = Caps(), sig_all: bool = False,
+        kind: QpType = QpType.RC,
+    ) -> Qp:  # fmt: skip
         w = self.world
         c = w.ffi.new(
             "struct mgs_caps *", (caps.send_wr, caps.recv_wr, caps.send_sge, caps.recv_sge, caps.inline)
         )
-        index = check(w.lib.mgs_qp_new(w.ptr, pd, send_cq.index, recv_cq.index, c, int(sig_all)))
+        index = check(
+            w.lib.mgs_qp_new_type(w.ptr, pd, send_cq.index, recv_cq.index, c, int(sig_all), kind)
+        )
         granted = Caps(c.max_send_wr, c.max_recv_wr, c.max_send_sge, c.max_recv_sge, c.max_inline)
         return Qp(self, index, granted)
 
@@ -94,6 +99,13 @@ class Engine:
         w = self.world
         at = -1 if cq is None else cq.index
         return Srq(self, check(w.lib.mgs_srq_new(w.ptr, pd, xrcd, at, max_wr, 4)))
+
+    def ah(self, pd: int, address: bytes, *, tclass: int = 0, hop_limit: int = 64) -> int:
+        """An address handle to a GID."""
+        w = self.world
+        fields = {"dgid": list(address), "tclass": tclass, "hop_limit": hop_limit}
+        path = w.ffi.new("struct mgs_path *", fields)
+        return check(w.lib.mgs_ah_new(w.ptr, pd, path))
 
     def attach(self, on: bool) -> None:
         """Whether packets to its address reach it."""
@@ -192,7 +204,7 @@ class Qp:
                 (
                     list(p.dgid), p.dest_qpn, p.rq_psn, p.sq_psn, p.mtu, p.access, p.timeout, p.retry_cnt,
                     p.rnr_retry, p.min_rnr_timer, p.max_rd_atomic, p.max_dest_rd_atomic, p.hop_limit,
-                    p.tclass,
+                    p.tclass, p.qkey,
                 ),
             )  # fmt: skip
         check(w.lib.mgs_qp_modify(w.ptr, self.index, state, arg))
@@ -225,6 +237,10 @@ class Qp:
     def _post(self, call: Any, wrs: Sequence[Wr]) -> None:
         _post(self.world, self.index, call, wrs)
 
+    def mcast(self, group: bytes, on: bool = True) -> None:
+        """Attach to a multicast group, or detach."""
+        check(self.world.lib.mgs_mcast(self.world.ptr, self.index, group, int(on)))
+
     def free(self) -> None:
         check(self.world.lib.mgs_qp_free(self.world.ptr, self.index))
 
@@ -253,6 +269,7 @@ def _post(w: World, index: int, call: Any, wrs: Sequence[Wr]) -> None:
         s.wr_id, s.opcode, s.flags, s.imm = wr.wr_id, wr.opcode, wr.flags, wr.imm
         s.remote_addr, s.rkey, s.n_sge = wr.remote_addr, wr.rkey, len(wr.sges)
         s.compare_add, s.swap, s.srqn = wr.compare_add, wr.swap, wr.srqn
+        s.ah, s.remote_qpn, s.remote_qkey = wr.ah + 1, wr.remote_qpn, wr.remote_qkey
         for k, sge in enumerate(wr.sges):
             s.sge[k].addr, s.sge[k].length, s.sge[k].lkey = sge
     rc = call(w.ptr, index, w.wr, len(wrs), w.posted)
