@@ -390,7 +390,10 @@ static void resume_now(struct mg_device *dev, const struct mg_ctl_welcome *w, co
 		learn(c, w, &addr);
 		/* Marks of another machine's clock. */
 		atomic_store(&dev->last_poll, 0);
+		mg_net_gids(dev);
 		mg_resume(dev->engine, now, &addr);
+		/* The dump told of the groups; one that cannot be joined here is a silent one. */
+		(void)mg_net_mcast_sync(dev);
 		mg_net_send(dev, now, 0);
 		prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);
 	}

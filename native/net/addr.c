@@ -215,6 +215,7 @@ static void fill_gids(struct mg_port *port, const struct ifaddrs *list, const st
 	for (const struct ifaddrs *i = list; i && !port->n_gid; i = i->ifa_next)
 		if (!strcmp(i->ifa_name, port->ifname) && gid_of(i->ifa_addr, &have) && link_local(&have))
 			add_gid(port, &have);
+	port->link_local = port->n_gid;
 	if (!port->n_gid)
 		add_gid(port, &eui64);
 	add_gid(port, addr);

@@ -258,6 +258,7 @@ static int open_device(struct mg_device *dev)
 		ret = ENOMEM;
 		goto said;
 	}
+	mg_net_gids(dev);
 	ret = mg_progress_start(dev);
 	if (!ret)
 		return 0;

@@ -27,6 +27,7 @@ struct mg_port {
 	uint32_t active_mtu;	/* RDMA path MTU in bytes: 256..4096 */
 	struct mg_addr gid[16]; /* 0: link-local fe80::, 1: IPv4-mapped, then more, as rdma_rxe has it */
 	unsigned n_gid;
+	bool link_local;    /* gid[0] is an address of the interface, not just made of its MAC */
 	uint64_t link_mbps; /* 0 unknown */
 };
 
@@ -94,6 +95,10 @@ int mg_net_poll(struct mg_device *dev);
  * that others want too, is made to wait for a packet a fraction of a millisecond at a time.
  */
 void mg_net_relax(struct mg_device *dev);
+/* Lock held. Join and leave groups as the engine's QPs ask for; 0 or the errno of what failed first. */
+int mg_net_mcast_sync(struct mg_device *dev);
+/* Lock held. From now on packets come with what UD QPs show of the IP header. */
+void mg_net_want_header(struct mg_device *dev);
 /* Tell the progress thread that the application is polling (cheap; every poll_cq). */
 static inline void mg_note_poll(struct mg_device *dev, mg_time now)
 {

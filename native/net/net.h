@@ -55,7 +55,15 @@ struct mg_sock {
 	uint8_t gid[16]; /* the bound address, when not wild */
 	uint16_t sport;	 /* the port it sends from, host order: the ICRC covers it */
 	int ttl, tos;	 /* the socket's defaults, to save a control message per packet */
+	bool mcast;	 /* it has been told the interface for multicast */
 	mg_time hot;	 /* last traffic: a quiet second socket is looked at less often */
+};
+
+/* Membership in a multicast group, by the family's socket or one of its own (mcast.c). */
+#define MG_MAX_MEMBER 64u
+struct mg_member {
+	struct mg_addr addr;
+	struct mg_sock own; /* fd -1: none */
 };
 
 /* A train being sent: consecutive packets that one UDP_SEGMENT call can carry. */
@@ -65,11 +73,15 @@ struct mg_train {
 
 struct mg_net {
 	struct mg_sock sock[MG_FAMILIES];
-	bool gso;	     /* UDP_SEGMENT works on this path */
-	bool said_msgsize;   /* warned once about packets larger than the link's MTU */
-	unsigned idle_polls; /* since the quiet socket was last looked at */
-	mg_time lazy_since;  /* 0: nothing is held back */
-	mg_time looked;	     /* when the sockets were last looked at */
+	struct mg_member member[MG_MAX_MEMBER];
+	unsigned n_member;
+	_Atomic int mcast_ep; /* epoll over the members' own sockets; -1: none */
+	bool want_header;     /* UD QPs are told of TTL and TOS */
+	bool gso;	      /* UDP_SEGMENT works on this path */
+	bool said_msgsize;    /* warned once about packets larger than the link's MTU */
+	unsigned idle_polls;  /* since the quiet socket was last looked at */
+	mg_time lazy_since;   /* 0: nothing is held back */
+	mg_time looked;	      /* when the sockets were last looked at */
 
 	/* mg_net_relax, about one thread that spins; two of them disturb each other and just go on. */
 	_Atomic pthread_t spinner;
@@ -119,6 +131,15 @@ int mg_net_bind(struct mg_net *net, const struct mg_addr *addr);
  */
 int mg_net_adopt(struct mg_net *net, const int *fds, size_t n);
 void mg_net_close(struct mg_net *net);
+void mg_net_tune(int fd);		  /* buffers and GRO, as far as allowed */
+void mg_net_tell_header(int fd, bool v4); /* TTL and TOS of what is received */
+/* The GID table: what of port->gid can be a source of packets, for programs and the engine. */
+void mg_net_gids(struct mg_device *dev);
+
+/* ---- mcast.c -------------------------------------------------------------------------------- */
+
+void mg_net_mcast_close(struct mg_net *net);
+
 static inline bool mg_net_open(const struct mg_net *net)
 {
 	return net->sock[MG_V4].fd >= 0 || net->sock[MG_V6].fd >= 0;

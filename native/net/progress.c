@@ -116,6 +116,8 @@ static mg_time settle(struct mg_device *dev, const struct thread *t, mg_time now
 	if (mg_tx_pending(dev->engine) && now - net->lazy_since >= hold)
 		mg_net_send(dev, now, 0);
 	until = mg_deadline(dev->engine);
+	if (mg_tx_pending(dev->engine) && !net->lazy_since) /* more than one turn's worth */
+		until = now;
 	if (net->lazy_since && net->lazy_since + hold < until)
 		until = net->lazy_since + hold;
 	return until;
@@ -159,12 +161,14 @@ static mg_time serve(struct mg_device *dev, struct thread *t)
 }
 
 struct sleeper {
-	struct pollfd fd[2 + MG_FAMILIES]; /* wake, agent, sockets */
+	struct pollfd fd[3 + MG_FAMILIES]; /* wake, agent, sockets, multicast */
 	nfds_t n;
 };
 
 static void sleep_on(struct mg_device *dev, struct sleeper *s, bool sockets)
 {
+	int ep = atomic_load(&dev->net->mcast_ep);
+
 	s->fd[0] = (struct pollfd){.fd = dev->wake_fd, .events = POLLIN};
 	s->fd[1] = (struct pollfd){.fd = mg_control_fd(dev->control), .events = POLLIN};
 	s->n = 2;
@@ -172,6 +176,8 @@ static void sleep_on(struct mg_device *dev, struct sleeper *s, bool sockets)
 	for (int i = 0; i < MG_FAMILIES && sockets; i++)
 		if (dev->net->sock[i].fd >= 0)
 			s->fd[s->n++] = (struct pollfd){.fd = dev->net->sock[i].fd, .events = POLLIN};
+	if (sockets && ep >= 0)
+		s->fd[s->n++] = (struct pollfd){.fd = ep, .events = POLLIN};
 }
 
 /* True when the agent has something to say. */

@@ -16,6 +16,10 @@
 #endif
 
 /* A second socket without traffic for this long is looked at only now and then. */
+#ifndef IPV6_FLOWINFO
+#define IPV6_FLOWINFO 11
+#endif
+
 #define MG_HOT_NS 1000000000u
 #define MG_COLD_POLLS 64u
 
@@ -24,6 +28,26 @@ union source {
 	struct sockaddr_in v4;
 	struct sockaddr_in6 v6;
 };
+
+/* What a UD receiver is shown of the IP header. */
+static void describe_header(struct cmsghdr *c, struct mg_rx *meta)
+{
+	const void *data = CMSG_DATA(c);
+	uint32_t flow;
+	int value;
+
+	if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_TOS) {
+		memcpy(&meta->tclass, data, 1);
+	} else if ((c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_TTL) ||
+		   (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_HOPLIMIT)) {
+		memcpy(&value, data, sizeof(value));
+		meta->hop_limit = (uint8_t)value;
+	} else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_FLOWINFO) {
+		memcpy(&flow, data, sizeof(flow));
+		meta->tclass = (uint8_t)(ntohl(flow) >> 20);
+		meta->flow_label = ntohl(flow) & 0xfffff;
+	}
+}
 
 /* Source, destination and segment size of what was received. False: not to be used. */
 static bool describe(const struct mg_sock *s, struct msghdr *m, const union source *from, struct mg_rx *meta,
@@ -64,13 +88,15 @@ static bool describe(const struct mg_sock *s, struct msghdr *m, const union sour
 			memcpy(&info, CMSG_DATA(c), sizeof(info));
 			memcpy(meta->dst.gid, &info.ipi6_addr, 16);
 			have_dst = true;
+		} else {
+			describe_header(c, meta);
 		}
 	}
 	return have_dst;
 }
 
-static int take(struct mg_device *dev, mg_time now, const struct mg_sock *s, const struct mg_rx *meta,
-		size_t len, size_t segment)
+static int take(struct mg_device *dev, mg_time now, const struct mg_sock *s, struct mg_rx *meta, size_t len,
+		size_t segment)
 {
 	struct mg_net *net = dev->net;
 	struct mg_flow flow = {.sport = meta->sport, .dport = s->sport, .df = true};
@@ -88,6 +114,7 @@ static int take(struct mg_device *dev, mg_time now, const struct mg_sock *s, con
 		}
 		/* Ids run on within a train, and mostly also where two trains were merged. */
 		flow.ip_id = (uint16_t)(id + 1);
+		meta->ip_id = id;
 		mg_rx(dev->engine, now, meta, net->rx + at, part);
 	}
 	return n;
@@ -99,7 +126,8 @@ static int receive(struct mg_device *dev, mg_time now, struct mg_sock *s)
 	union source from;
 	union {
 		struct cmsghdr align;
-		uint8_t buf[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(struct in6_pktinfo))];
+		/* GRO, TTL, TOS or flow, PKTINFO at most. */
+		uint8_t buf[3 * CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(struct in6_pktinfo))];
 	} ctl;
 	struct iovec iov = {net->rx, sizeof(net->rx)};
 	struct msghdr m = {.msg_name = &from,
@@ -123,21 +151,30 @@ static int receive(struct mg_device *dev, mg_time now, struct mg_sock *s)
 	return take(dev, now, s, &meta, (size_t)len, segment);
 }
 
+static bool hot(const struct mg_sock *s, mg_time now)
+{
+	return s->hot && now - s->hot < MG_HOT_NS;
+}
+
 int mg_net_receive(struct mg_device *dev, mg_time now)
 {
 	struct mg_net *net = dev->net;
 	struct mg_sock *v4 = &net->sock[MG_V4], *v6 = &net->sock[MG_V6];
+	bool cold;
 	int n = 0;
 
 	net->looked = now;
 	if (v4->fd >= 0)
 		n = receive(dev, now, v4);
-	/* The second socket costs a system call per poll: only while it is in use. */
-	if (v6->fd >= 0 &&
-	    (v4->fd < 0 || (v6->hot && now - v6->hot < MG_HOT_NS) || ++net->idle_polls >= MG_COLD_POLLS)) {
+	/* Each further socket costs a system call per poll: only while it is in use. */
+	cold = ++net->idle_polls >= MG_COLD_POLLS;
+	if (cold)
 		net->idle_polls = 0;
+	if (v6->fd >= 0 && (v4->fd < 0 || cold || hot(v6, now)))
 		n += receive(dev, now, v6);
-	}
+	for (unsigned i = 0; i < net->n_member; i++)
+		if (net->member[i].own.fd >= 0 && (cold || hot(&net->member[i].own, now)))
+			n += receive(dev, now, &net->member[i].own);
 	return n;
 }
 
@@ -161,13 +198,17 @@ static long preemptions(void)
 static void wait_for_packet(struct mg_device *dev, mg_time now)
 {
 	const struct timespec wait = {.tv_nsec = MG_RELAX_NS};
-	struct pollfd fd[MG_FAMILIES];
+	struct pollfd fd[MG_FAMILIES + 1];
 	nfds_t n = 0;
+	int ep;
 
 	mg_device_lock(dev);
 	for (int i = 0; i < MG_FAMILIES; i++)
 		if (dev->net->sock[i].fd >= 0)
 			fd[n++] = (struct pollfd){.fd = dev->net->sock[i].fd, .events = POLLIN};
+	ep = atomic_load(&dev->net->mcast_ep);
+	if (ep >= 0)
+		fd[n++] = (struct pollfd){.fd = ep, .events = POLLIN};
 	/* To the progress thread this is polling. */
 	mg_note_poll(dev, now + MG_RELAX_NS);
 	mg_device_unlock(dev);

@@ -21,6 +21,10 @@
 
 /* How long to wait for room in the socket's send buffer before a packet counts as lost. */
 #define MG_SEND_WAIT_MS 2
+/* The unacknowledged services have nothing but the socket to slow them down. */
+#define MG_SEND_WAIT_UNACKED_MS 50
+/* Batches that one caller sends before others get the lock. */
+#define MG_TX_TURN 32
 
 struct builder {
 	struct mg_net *net;
@@ -122,11 +126,14 @@ static void add_ttl_tos(struct mg_sock *s, struct msghdr *m, const struct mg_pkt
 	int level = v4 ? IPPROTO_IP : IPPROTO_IPV6;
 	int ttl = pkt->hop_limit ? pkt->hop_limit : 64, tos = pkt->tclass;
 
-	if (s->ttl < 0 && !setsockopt(s->fd, level, v4 ? IP_TTL : IPV6_UNICAST_HOPS, &ttl, sizeof(ttl)))
+	bool mcast = mg_gid_multicast(pkt->dst.gid);
+
+	if (s->ttl < 0 && !mcast &&
+	    !setsockopt(s->fd, level, v4 ? IP_TTL : IPV6_UNICAST_HOPS, &ttl, sizeof(ttl)))
 		s->ttl = ttl;
 	if (s->tos < 0 && !setsockopt(s->fd, level, v4 ? IP_TOS : IPV6_TCLASS, &tos, sizeof(tos)))
 		s->tos = tos;
-	if (s->ttl != ttl)
+	if (s->ttl != ttl || mcast) /* there is another default for multicast */
 		add_control(m, level, v4 ? IP_TTL : IPV6_HOPLIMIT, &ttl, sizeof(ttl));
 	if (s->tos != tos)
 		add_control(m, level, v4 ? IP_TOS : IPV6_TCLASS, &tos, sizeof(tos));
@@ -182,6 +189,19 @@ static void set_destination(struct builder *b, struct msghdr *m, size_t at, cons
 	}
 }
 
+/* Multicast leaves by the device's interface, whatever the routes say. */
+static void set_interface(const struct builder *b, struct mg_sock *s, bool v4)
+{
+	struct ip_mreqn req = {.imr_ifindex = (int)b->port->ifindex};
+	int index = (int)b->port->ifindex;
+
+	if (v4)
+		setsockopt(s->fd, IPPROTO_IP, IP_MULTICAST_IF, &req, sizeof(req));
+	else
+		setsockopt(s->fd, IPPROTO_IPV6, IPV6_MULTICAST_IF, &index, sizeof(index));
+	s->mcast = true;
+}
+
 /* Build message `at` from the train. */
 static void build(struct builder *b, struct mg_sock *s, size_t at, const struct mg_train *t)
 {
@@ -190,6 +210,8 @@ static void build(struct builder *b, struct mg_sock *s, size_t at, const struct 
 	bool v4 = mg_gid_is_v4(pkt->dst.gid);
 	struct mg_flow flow = {.sport = s->sport, .dport = MG_ROCE_PORT, .df = true};
 
+	if (!s->mcast && mg_gid_multicast(pkt->dst.gid))
+		set_interface(b, s, v4);
 	memcpy(flow.src, source_of(b, s, pkt), 16);
 	memcpy(flow.dst, pkt->dst.gid, 16);
 	*m = (struct msghdr){.msg_iov = b->net->iov + b->iov, .msg_control = b->net->ctl[at].buf};
@@ -212,7 +234,7 @@ static void build(struct builder *b, struct mg_sock *s, size_t at, const struct 
  * Returns messages sent, at least 1 of `n` or a negative errno for the first. A full send buffer is
  * waited for a little: the link drains it, and a retransmission costs far more.
  */
-static int send_some(int fd, struct mmsghdr *msg, size_t n)
+static int send_some(int fd, struct mmsghdr *msg, size_t n, int patience_ms)
 {
 	for (int tries = 0;; tries++) {
 		struct pollfd p = {.fd = fd, .events = POLLOUT};
@@ -226,7 +248,7 @@ static int send_some(int fd, struct mmsghdr *msg, size_t n)
 			return ret;
 		if (errno == EINTR)
 			continue;
-		if (errno != EAGAIN || tries || poll(&p, 1, MG_SEND_WAIT_MS) <= 0)
+		if (errno != EAGAIN || tries || poll(&p, 1, patience_ms) <= 0)
 			return -errno;
 	}
 }
@@ -248,16 +270,27 @@ static void note_error(struct mg_device *dev, size_t packets, const struct mg_pk
 	}
 }
 
+static bool unacked(const struct mg_pkt *pkt)
+{
+	uint8_t svc = pkt->hdr[0] & MG_SVC_MASK;
+
+	return svc == MG_SVC_UC || svc == MG_SVC_UD;
+}
+
 /* Send the trains [from, to), all through one socket. */
 static void send_trains(struct mg_device *dev, struct mg_sock *s, size_t from, size_t to)
 {
 	struct mg_net *net = dev->net;
 	struct builder b = {.net = net, .port = &dev->port};
+	int patience = MG_SEND_WAIT_MS;
 
-	for (size_t i = from; i < to; i++)
+	for (size_t i = from; i < to; i++) {
+		if (unacked(net->pkt + net->train[i].first))
+			patience = MG_SEND_WAIT_UNACKED_MS;
 		build(&b, s, i, &net->train[i]);
+	}
 	while (from < to) {
-		int ret = send_some(s->fd, &net->msg[from], to - from);
+		int ret = send_some(s->fd, &net->msg[from], to - from, patience);
 		const struct mg_train t = net->train[from];
 
 		if (ret > 0) {
@@ -275,7 +308,7 @@ static void send_trains(struct mg_device *dev, struct mg_sock *s, size_t from, s
 
 			b = (struct builder){.net = net, .port = &dev->port};
 			build(&b, s, from, &one);
-			ret = send_some(s->fd, &net->msg[from], 1);
+			ret = send_some(s->fd, &net->msg[from], 1, patience);
 			if (ret < 0)
 				note_error(dev, 1, net->pkt + one.first, -ret);
 			else
@@ -324,6 +357,7 @@ static void send_batch(struct mg_device *dev, mg_time now, size_t n)
 void mg_net_send(struct mg_device *dev, mg_time now, unsigned tx_flags)
 {
 	struct mg_net *net = dev->net;
+	unsigned turn = 0;
 	size_t n;
 
 	if (!mg_net_open(net))
@@ -332,7 +366,7 @@ void mg_net_send(struct mg_device *dev, mg_time now, unsigned tx_flags)
 		n = mg_tx(dev->engine, now, tx_flags, net->pkt, MG_TX_BATCH);
 		if (n)
 			send_batch(dev, now, n);
-	} while (n == MG_TX_BATCH);
+	} while (n == MG_TX_BATCH && ++turn < MG_TX_TURN);
 	if (!(tx_flags & MG_TX_LAZY) || !mg_tx_pending(dev->engine))
 		net->lazy_since = 0;
 	else if (!net->lazy_since)

@@ -27,6 +27,10 @@
 #define MG_RCVBUF (8 << 20)
 #define MG_SNDBUF (4 << 20)
 
+#ifndef IPV6_FLOWINFO
+#define IPV6_FLOWINFO 11
+#endif
+
 /* Without an agent: as large as we are allowed to. The agent does the same for its sockets. */
 static void grow_buffers(int fd)
 {
@@ -36,6 +40,34 @@ static void grow_buffers(int fd)
 		setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &rcv, sizeof(rcv));
 	if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &snd, sizeof(snd)))
 		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &snd, sizeof(snd));
+}
+
+void mg_net_tune(int fd)
+{
+	const int on = 1;
+
+	grow_buffers(fd);
+	setsockopt(fd, IPPROTO_UDP, UDP_GRO, &on, sizeof(on));
+}
+
+void mg_net_tell_header(int fd, bool v4)
+{
+	const int on = 1;
+
+	setsockopt(fd, v4 ? IPPROTO_IP : IPPROTO_IPV6, v4 ? IP_RECVTTL : IPV6_RECVHOPLIMIT, &on, sizeof(on));
+	setsockopt(fd, v4 ? IPPROTO_IP : IPPROTO_IPV6, v4 ? IP_RECVTOS : IPV6_FLOWINFO, &on, sizeof(on));
+}
+
+void mg_net_want_header(struct mg_device *dev)
+{
+	struct mg_net *net = dev->net;
+
+	if (net->want_header)
+		return;
+	net->want_header = true; /* and after a move, too: set_up */
+	for (int i = 0; i < MG_FAMILIES; i++)
+		if (net->sock[i].fd >= 0)
+			mg_net_tell_header(net->sock[i].fd, i == MG_V4);
 }
 
 /* What its bound address tells: family, port, address. The options do not survive CRIU: set anew. */
@@ -93,6 +125,9 @@ static int set_up(struct mg_net *net, int fd)
 	net->gso = !getenv("MIGROCE_NO_GSO");
 	s->fd = fd;
 	s->ttl = s->tos = -1;
+	s->mcast = false;
+	if (net->want_header)
+		mg_net_tell_header(fd, s == &net->sock[MG_V4]);
 	s->hot = 0;
 	return 0;
 }
@@ -105,6 +140,7 @@ struct mg_net *mg_net_new(void)
 		return NULL;
 	for (int i = 0; i < MG_FAMILIES; i++)
 		net->sock[i].fd = -1;
+	atomic_init(&net->mcast_ep, -1);
 	return net;
 }
 
@@ -118,6 +154,7 @@ void mg_net_free(struct mg_net *net)
 
 void mg_net_close(struct mg_net *net)
 {
+	mg_net_mcast_close(net);
 	for (int i = 0; i < MG_FAMILIES; i++) {
 		if (net->sock[i].fd >= 0)
 			close(net->sock[i].fd);
@@ -191,4 +228,31 @@ int mg_net_adopt(struct mg_net *net, const int *fds, size_t n)
 	if (ret)
 		mg_net_close(net);
 	return ret;
+}
+
+/*
+ * An IPv4 socket that is bound to one address cannot send from the interface's others, and GID 0 is
+ * listed, as every RoCE port lists it, but no source where the interface has no such address.
+ */
+void mg_net_gids(struct mg_device *dev)
+{
+	const struct mg_net *net = dev->net;
+	struct mg_port *port = &dev->port;
+	struct mg_addr usable[MG_MAX_GID] = {0};
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < port->n_gid; i++) {
+		bool v4 = mg_gid_is_v4(port->gid[i].gid);
+		const struct mg_sock *s = &net->sock[v4 ? MG_V4 : MG_V6];
+		bool can = i == 1 || (s->fd >= 0 && s->wild);
+
+		if (i > 1 && !can)
+			continue;
+		port->gid[n] = port->gid[i];
+		if (can && (i || port->link_local))
+			usable[n] = port->gid[i];
+		n++;
+	}
+	port->n_gid = n;
+	mg_set_gids(dev->engine, usable, n);
 }
