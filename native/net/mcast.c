@@ -144,7 +144,7 @@ int mg_net_mcast_sync(struct mg_device *dev)
 
 		if (member(net, &group))
 			continue;
-		err = net->n_member == MG_MAX_MEMBER ? ENOMEM : join(dev, &m);
+		err = net->n_member == MG_MAX_MCAST ? ENOMEM : join(dev, &m);
 		if (!err)
 			net->member[net->n_member++] = m;
 		else if (!ret)

@@ -60,7 +60,6 @@ struct mg_sock {
 };
 
 /* Membership in a multicast group, by the family's socket or one of its own (mcast.c). */
-#define MG_MAX_MEMBER 64u
 struct mg_member {
 	struct mg_addr addr;
 	struct mg_sock own; /* fd -1: none */
@@ -73,7 +72,7 @@ struct mg_train {
 
 struct mg_net {
 	struct mg_sock sock[MG_FAMILIES];
-	struct mg_member member[MG_MAX_MEMBER];
+	struct mg_member member[MG_MAX_MCAST];
 	unsigned n_member;
 	_Atomic int mcast_ep; /* epoll over the members' own sockets; -1: none */
 	bool want_header;     /* UD QPs are told of TTL and TOS */

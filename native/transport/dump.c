@@ -44,6 +44,7 @@ static void dump_qp(struct writer *w, const struct mg_qp *qp)
 		.recv_cq = qp->recv_cq ? qp->recv_cq->handle : 0,
 		.srq = qp->srq ? qp->srq->handle : 0,
 		.xrcd = qp->xrcd ? qp->xrcd->handle : 0,
+		.qkey = qp->attr.qkey,
 		.peer_qpn = qp->peer_qpn,
 		.path_mtu = qp->mtu,
 		.peer_capable = m->peer_capable,
@@ -117,6 +118,30 @@ static void dump_srq(struct writer *w, const struct mg_srq *srq)
 	record(w, MG_DUMP_SRQ, &d, sizeof(d));
 }
 
+static void dump_ah(struct writer *w, const struct mg_ah *ah)
+{
+	const struct ibv_global_route *grh = &ah->attr.grh;
+	struct mg_dump_ah d = {.handle = ah->handle,
+			       .pd = ah->pd->handle,
+			       .sgid_index = grh->sgid_index,
+			       .flow_label = grh->flow_label,
+			       .tclass_hop = (uint32_t)grh->traffic_class << 8 | grh->hop_limit};
+
+	memcpy(d.sgid, ah->src.gid, 16);
+	memcpy(d.dgid, ah->dst.gid, 16);
+	record(w, MG_DUMP_AH, &d, sizeof(d));
+}
+
+static void dump_group(struct writer *w, const struct mg_group *g)
+{
+	for (uint32_t i = 0; i < g->n; i++) {
+		struct mg_dump_mcast d = {.qpn = g->qp[i]->qpn};
+
+		memcpy(d.gid, g->addr.gid, 16);
+		record(w, MG_DUMP_MCAST, &d, sizeof(d));
+	}
+}
+
 static void dump_context(struct writer *w, const struct mg_engine *e)
 {
 	struct mg_dump_context c = {.qpn_base = e->cfg.qpn_base,
@@ -175,6 +200,10 @@ size_t mg_dump(const struct mg_engine *e, uint8_t *buf, size_t cap)
 		dump_srq(&w, o);
 	for (uint32_t it = 0; (o = mg_idtab_next(&e->qps, &it));)
 		dump_qp(&w, o);
+	for (uint32_t it = 0; (o = mg_idtab_next(&e->ahs, &it));)
+		dump_ah(&w, o);
+	for (uint32_t i = 0; i < e->n_group; i++)
+		dump_group(&w, &e->group[i]);
 
 	memcpy(head.magic, MG_DUMP_MAGIC, sizeof(head.magic));
 	head.total_len = w.len + end_len;

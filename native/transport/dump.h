@@ -42,6 +42,7 @@ enum mg_dump_type {
 	MG_DUMP_SRQ = 8,
 	MG_DUMP_AH = 9,
 	MG_DUMP_XRCD = 10,
+	MG_DUMP_MCAST = 11, /* a UD QP's membership in a multicast group */
 	MG_DUMP_END = 0xffff,
 };
 
@@ -102,6 +103,20 @@ struct mg_dump_qp {		   /* 256 bytes */
 	uint32_t tclass_hop; /* tclass << 8 | hop limit */
 	uint64_t tx_packets, rx_packets, tx_bytes, rx_bytes, retransmits, duplicates, send_done, recv_done;
 	uint32_t xrcd; /* handle */
+	uint32_t qkey; /* UD */
+} __attribute__((packed));
+
+struct mg_dump_ah { /* 56 bytes */
+	uint32_t handle, pd;
+	uint8_t sgid[16], dgid[16];
+	uint32_t sgid_index, flow_label;
+	uint32_t tclass_hop; /* as in mg_dump_qp */
+	uint32_t rsv;
+} __attribute__((packed));
+
+struct mg_dump_mcast { /* 24 bytes */
+	uint8_t gid[16];
+	uint32_t qpn;
 	uint32_t rsv;
 } __attribute__((packed));
 
@@ -133,6 +148,8 @@ _Static_assert(sizeof(struct mg_dump_mr) == 40, "dump mr");
 _Static_assert(sizeof(struct mg_dump_cq) == 32, "dump cq");
 _Static_assert(sizeof(struct mg_dump_qp) == 256, "dump qp");
 _Static_assert(sizeof(struct mg_dump_resource) == 40, "dump resource");
+_Static_assert(sizeof(struct mg_dump_ah) == 56, "dump ah");
+_Static_assert(sizeof(struct mg_dump_mcast) == 24, "dump mcast");
 _Static_assert(sizeof(struct mg_dump_srq) == 48, "dump srq");
 _Static_assert(sizeof(struct mg_dump_xrcd) == 8, "dump xrcd");
 

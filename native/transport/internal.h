@@ -68,7 +68,6 @@ struct mg_group { /* multicast */
 	struct mg_qp **qp;
 	uint32_t n;
 };
-#define MG_MAX_MCAST_GRP 1024u
 
 struct mg_cq {
 	struct mg_engine *e;

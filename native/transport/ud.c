@@ -151,7 +151,7 @@ int mg_mcast_attach(struct mg_qp *qp, const struct mg_addr *addr)
 		return EINVAL;
 	if (g && find_member(g, qp) < g->n)
 		return 0;
-	if (!g && e->n_group == MG_MAX_MCAST_GRP)
+	if (!g && e->n_group == MG_MAX_MCAST)
 		return ENOMEM;
 	if (!g)
 		g = make_group(e, addr->gid);

@@ -7,58 +7,55 @@
 #include <netinet/ip.h>
 #include <stdlib.h>
 
-/* Destinations are GIDs, and the source is an entry of the GID table that is in use. */
-static int check_attr(struct ibv_context *c, const struct ibv_ah_attr *attr)
-{
-	struct ibv_gid_entry e;
-
-	if (!attr->is_global)
-		return EINVAL;
-	return _ibv_query_gid_ex(c, attr->port_num, attr->grh.sgid_index, &e, 0, sizeof(e)) ? EINVAL : 0;
-}
-
 MGV_EXPORT struct ibv_ah *ibv_create_ah(struct ibv_pd *pd, struct ibv_ah_attr *attr)
 {
 	struct mgv_context *ctx;
 	struct mgv_ah *ah;
+	struct ibv_ah *ib;
 	int err;
 
 	if (!mgv_is_ours(pd->context))
 		return MGV_FORWARD_PTR(ibv_create_ah, pd, attr);
-	err = check_attr(pd->context, attr);
-	if (err) {
-		errno = err;
-		return NULL;
-	}
 	ah = calloc(1, sizeof(*ah));
 	if (!ah) {
 		errno = ENOMEM;
 		return NULL;
 	}
 	ctx = mgv_ctx(pd->context);
-	ah->ib.context = pd->context;
-	ah->ib.pd = pd;
-	ah->attr = *attr;
 	mg_device_lock(ctx->dev);
-	ah->ib.handle = mgv_handle(ctx);
-	mgv_list_add(&ctx->ahs, &ah->link);
+	err = mg_ah_create(mgv_pd(pd)->mg, attr, ah, &ah->mg);
+	if (!err) {
+		ib = mg_ah_ib(ah->mg);
+		ib->context = pd->context;
+		ib->pd = pd;
+		ib->handle = mgv_handle(ctx);
+		mgv_list_add(&ctx->ahs, &ah->link);
+	}
 	mg_device_unlock(ctx->dev);
-	return &ah->ib;
+	if (!err)
+		return ib;
+	free(ah);
+	errno = err;
+	return NULL;
+}
+
+void mgv_ah_release(struct mgv_ah *ah)
+{
+	mg_ah_destroy(ah->mg);
+	mgv_list_del(&ah->link);
+	free(ah);
 }
 
 MGV_EXPORT int ibv_destroy_ah(struct ibv_ah *ibah)
 {
-	struct mgv_context *ctx;
-	struct mgv_ah *ah;
+	struct mg_device *dev;
 
 	if (!mgv_is_ours(ibah->context))
 		return MGV_FORWARD_INT(ibv_destroy_ah, ibah);
-	ctx = mgv_ctx(ibah->context);
-	ah = mgv_container(ibah, struct mgv_ah, ib);
-	mg_device_lock(ctx->dev);
-	mgv_list_del(&ah->link);
-	mg_device_unlock(ctx->dev);
-	free(ah);
+	dev = mgv_ctx(ibah->context)->dev;
+	mg_device_lock(dev);
+	mgv_ah_release(mg_ah_owner(mg_ah_of(ibah)));
+	mg_device_unlock(dev);
 	return 0;
 }
 
@@ -84,13 +81,6 @@ static void map_v4(union ibv_gid *gid, const void *v4)
 	memset(gid, 0, sizeof(*gid));
 	gid->raw[10] = gid->raw[11] = 0xff;
 	memcpy(gid->raw + 12, v4, 4);
-}
-
-static bool multicast(const union ibv_gid *gid)
-{
-	static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
-
-	return gid->raw[0] == 0xff || (!memcmp(gid->raw, mapped, 12) && (gid->raw[12] & 0xf0) == 0xe0);
 }
 
 /*
@@ -120,7 +110,7 @@ static int ah_from_grh(struct ibv_context *c, uint8_t port_num, const struct ibv
 	} else {
 		return EPROTONOSUPPORT;
 	}
-	if (multicast(&local))
+	if (mg_gid_multicast(local.raw))
 		return EINVAL;
 	return find_gid(c, port_num, &local, &attr->grh.sgid_index);
 }

@@ -124,9 +124,11 @@ static void release_all(struct mgv_context *ctx)
 	mg_device_lock(dev);
 	mgv_list_del(&ctx->link);
 	while ((qp = first(&ctx->qps, struct mgv_qp))) {
+		mg_mcast_detach_all(qp->mg);
 		mgv_qp_release(qp);
 		mgv_qp_free(qp);
 	}
+	(void)mg_net_mcast_sync(dev); /* leaves what nobody is in any more */
 	while ((srq = first(&ctx->srqs, struct mgv_srq))) {
 		mgv_srq_release(srq);
 		mgv_srq_free(srq);
@@ -146,10 +148,8 @@ static void release_all(struct mgv_context *ctx)
 		mgv_list_del(&mr->link);
 		free(mr);
 	}
-	while ((ah = first(&ctx->ahs, struct mgv_ah))) {
-		mgv_list_del(&ah->link);
-		free(ah);
-	}
+	while ((ah = first(&ctx->ahs, struct mgv_ah)))
+		mgv_ah_release(ah);
 	while ((pd = first(&ctx->pds, struct mgv_pd))) {
 		if (!pd->parent)
 			mg_pd_destroy(pd->mg);

@@ -7,17 +7,7 @@
 #include "verbs/forward.h"
 #include "verbs/mgv.h"
 
-/* ---- multicast, enhanced connection establishment --------------------------- */
-
-MGV_EXPORT int ibv_attach_mcast(struct ibv_qp *qp, const union ibv_gid *gid, uint16_t lid)
-{
-	return mgv_is_ours(qp->context) ? EOPNOTSUPP : MGV_FORWARD_INT(ibv_attach_mcast, qp, gid, lid);
-}
-
-MGV_EXPORT int ibv_detach_mcast(struct ibv_qp *qp, const union ibv_gid *gid, uint16_t lid)
-{
-	return mgv_is_ours(qp->context) ? EOPNOTSUPP : MGV_FORWARD_INT(ibv_detach_mcast, qp, gid, lid);
-}
+/* ---- enhanced connection establishment --------------------------- */
 
 MGV_EXPORT int ibv_set_ece(struct ibv_qp *qp, struct ibv_ece *ece)
 {

@@ -81,8 +81,6 @@ static inline bool mgv_is_ours(const struct ibv_context *c)
 }
 /* The node GUID (network order) rdma_rxe would make of this MAC address. */
 __be64 mgv_guid(const uint8_t mac[6]);
-/* The GID that packets leave from; 0 is the link-local one, listed as every RoCE port lists it. */
-#define MGV_GID_IN_USE 1u
 /* A copy of what the port looks like now (an address may change when the process is moved). */
 void mgv_port(struct mg_device *dev, struct mg_port *port);
 
@@ -246,9 +244,8 @@ static inline struct mgv_qp *mgv_qp(struct ibv_qp *q)
 	return mgv_container(q, struct mgv_qp, ex.qp_base);
 }
 
-struct mgv_ah {
-	struct ibv_ah ib;
-	struct ibv_ah_attr attr;
+struct mgv_ah { /* the ibv_ah is the engine's: mg_ah_ib */
+	struct mg_ah *mg;
 	struct mgv_list link;
 };
 
@@ -296,6 +293,9 @@ void mgv_qp_free(struct mgv_qp *qp);
 	 IBV_QP_EX_WITH_ATOMIC_FETCH_AND_ADD)
 void mgv_qp_init(struct mgv_qp *qp, struct ibv_context *c, struct mg_qp *mg); /* dev->lock held */
 int mgv_qp_release(struct mgv_qp *qp); /* out of the engine, lists, counts; dev->lock held */
+
+/* ah.c */
+void mgv_ah_release(struct mgv_ah *ah); /* dev->lock held */
 
 /* srq.c, xrc.c; those that release: with dev->lock held */
 struct ibv_srq *mgv_create_srq_ex(struct ibv_context *c, struct ibv_srq_init_attr_ex *attr);

@@ -9,6 +9,17 @@
 	(IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_CREATE_FLAGS | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS | \
 	 IBV_QP_INIT_ATTR_MAX_TSO_HEADER | IBV_QP_INIT_ATTR_XRCD)
 
+static unsigned send_ops(enum ibv_qp_type type)
+{
+	const unsigned ud = IBV_QP_EX_WITH_SEND | IBV_QP_EX_WITH_SEND_WITH_IMM;
+
+	switch (type) {
+	case IBV_QPT_UD: return ud;
+	case IBV_QPT_UC: return ud | IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM;
+	default: return MGV_SEND_OPS;
+	}
+}
+
 static int check_init(const struct ibv_context *c, const struct ibv_qp_init_attr_ex *a)
 {
 	if (a->comp_mask & ~(uint32_t)KNOWN_MASK)
@@ -17,7 +28,8 @@ static int check_init(const struct ibv_context *c, const struct ibv_qp_init_attr
 		return EOPNOTSUPP;
 	if ((a->comp_mask & IBV_QP_INIT_ATTR_MAX_TSO_HEADER) && a->max_tso_header)
 		return EOPNOTSUPP;
-	if ((a->comp_mask & IBV_QP_INIT_ATTR_SEND_OPS_FLAGS) && (a->send_ops_flags & ~(uint64_t)MGV_SEND_OPS))
+	if ((a->comp_mask & IBV_QP_INIT_ATTR_SEND_OPS_FLAGS) &&
+	    (a->send_ops_flags & ~(uint64_t)send_ops(a->qp_type)))
 		return EOPNOTSUPP;
 	return 0;
 }
@@ -101,6 +113,8 @@ struct ibv_qp *mgv_create_qp_ex(struct ibv_context *c, struct ibv_qp_init_attr_e
 		ib->state = IBV_QPS_RESET;
 		ib->qp_type = a.qp_type;
 		mgv_list_add(&ctx->qps, &qp->link);
+		if (a.qp_type == IBV_QPT_UD)
+			mg_net_want_header(ctx->dev);
 	}
 	mg_device_unlock(ctx->dev);
 	if (err)
@@ -139,20 +153,6 @@ MGV_EXPORT struct ibv_qp_ex *ibv_qp_to_qp_ex(struct ibv_qp *qp)
 	return mgv_qp(qp)->has_ex ? &mgv_qp(qp)->ex : NULL;
 }
 
-/*
- * A path's source is an entry of the GID table, and the one that packets leave from: with another
- * one a peer would wait for an address that never sends (the engine checks the rest).
- */
-static int check_path(struct mg_device *dev, const struct ibv_ah_attr *a)
-{
-	struct mg_port port;
-
-	mgv_port(dev, &port);
-	if (a->grh.sgid_index >= port.n_gid)
-		return EINVAL;
-	return memcmp(&port.gid[a->grh.sgid_index], &port.gid[MGV_GID_IN_USE], 16) ? EINVAL : 0;
-}
-
 MGV_EXPORT int ibv_modify_qp(struct ibv_qp *ibqp, struct ibv_qp_attr *attr, int mask)
 {
 	struct mgv_qp *qp;
@@ -161,8 +161,6 @@ MGV_EXPORT int ibv_modify_qp(struct ibv_qp *ibqp, struct ibv_qp_attr *attr, int 
 	if (!mgv_is_ours(ibqp->context))
 		return MGV_FORWARD_INT(ibv_modify_qp, ibqp, attr, mask);
 	qp = mgv_qp(ibqp);
-	if ((mask & IBV_QP_AV) && check_path(qp->dev, &attr->ah_attr))
-		return EINVAL;
 	mg_device_lock(qp->dev);
 	err = mg_qp_modify(qp->mg, mg_now(), attr, mask);
 	if (!err) {
@@ -252,11 +250,24 @@ MGV_EXPORT int ibv_destroy_qp(struct ibv_qp *ibqp)
 	return 0;
 }
 
+/* The engine takes the handles for its own. */
+static bool foreign_ah(const struct ibv_send_wr *wr)
+{
+	for (; wr; wr = wr->next)
+		if (wr->wr.ud.ah && !mgv_is_ours(wr->wr.ud.ah->context))
+			return true;
+	return false;
+}
+
 int mgv_post_send(struct ibv_qp *ibqp, struct ibv_send_wr *wr, struct ibv_send_wr **bad)
 {
 	struct mgv_qp *qp = mgv_qp(ibqp);
 	int err;
 
+	if (ibqp->qp_type == IBV_QPT_UD && foreign_ah(wr)) {
+		*bad = wr;
+		return EINVAL;
+	}
 	mg_device_lock(qp->dev);
 	err = mg_post_send(qp->mg, mg_now(), wr, bad);
 	mg_net_flush(qp->dev, MG_TX_LAZY); /* also on error: what stood before the bad one was posted */

@@ -169,12 +169,23 @@ static void wr_send_tso(struct ibv_qp_ex *q, void *hdr, uint16_t hdr_sz, uint16_
 {
 	wr_unsupported(q);
 }
-static void wr_set_ud_addr(struct ibv_qp_ex *q, struct ibv_ah *ah, uint32_t qpn, uint32_t qkey)
-{
-	wr_unsupported(q);
-}
 
 /* Of the latest request (ibv_wr_post(3)). */
+static void wr_set_ud_addr(struct ibv_qp_ex *q, struct ibv_ah *ah, uint32_t qpn, uint32_t qkey)
+{
+	struct mgv_builder *b = &of(q)->b;
+
+	if (b->err)
+		return;
+	if (!b->n_wr || q->qp_base.qp_type != IBV_QPT_UD || !ah || !mgv_is_ours(ah->context)) {
+		fail(b, EINVAL);
+		return;
+	}
+	b->wr[b->n_wr - 1].wr.ud.ah = ah;
+	b->wr[b->n_wr - 1].wr.ud.remote_qpn = qpn;
+	b->wr[b->n_wr - 1].wr.ud.remote_qkey = qkey;
+}
+
 static void wr_set_xrc_srqn(struct ibv_qp_ex *q, uint32_t srqn)
 {
 	struct mgv_builder *b = &of(q)->b;

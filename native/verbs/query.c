@@ -21,9 +21,6 @@ void mgv_port(struct mg_device *dev, struct mg_port *port)
 	mg_device_lock(dev);
 	*port = dev->port;
 	mg_device_unlock(dev);
-	/* Packets leave from one address: the interface's others are no sources for a QP. */
-	if (port->n_gid > MGV_GID_IN_USE + 1)
-		port->n_gid = MGV_GID_IN_USE + 1;
 }
 
 /* ---- device ------------------------------------------------------------------------------------ */
@@ -59,6 +56,9 @@ static void device_attr(struct mg_device *dev, struct ibv_device_attr *a)
 	a->max_qp_init_rd_atom = MG_MAX_RD_ATOMIC;
 	a->atomic_cap = IBV_ATOMIC_HCA;
 	a->max_ah = 1 << 20;
+	a->max_mcast_grp = MG_MAX_MCAST;
+	a->max_mcast_qp_attach = 1 << 16;
+	a->max_total_mcast_qp_attach = MG_MAX_MCAST << 16;
 	a->max_pkeys = N_PKEY;
 	a->local_ca_ack_delay = 15;
 	a->phys_port_cnt = PORT;

@@ -22,10 +22,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from migroce.dump_records import (
+    AH,
     ARMED,
     CONTEXT,
     COUNTER_NAMES,
     CQ,
+    MCAST,
     MR,
     MSTATES,
     PD,
@@ -34,9 +36,11 @@ from migroce.dump_records import (
     QP_TYPES,
     RESOURCE,
     SRQ,
+    T_AH,
     T_CONTEXT,
     T_COUNTERS,
     T_CQ,
+    T_MCAST,
     T_MR,
     T_PD,
     T_QP,
@@ -44,8 +48,10 @@ from migroce.dump_records import (
     T_SRQ,
     T_XRCD,
     XRCD,
+    AhRecord,
     ContextRecord,
     CqRecord,
+    McastRecord,
     MrRecord,
     PdRecord,
     QpRecord,
@@ -58,8 +64,9 @@ from migroce.dump_records import (
 
 __all__ = [
     "ARMED", "COUNTER_NAMES", "FLAG_STOPPED", "MAGIC", "MAX_BYTES", "MSTATES", "QP_STATES", "QP_TYPES",
-    "VERSION", "ContextRecord", "CqRecord", "Dump", "DumpError", "MrRecord", "PdRecord", "QpRecord",
-    "ResourceRecord", "SrqRecord", "XrcdRecord", "build", "gid_bytes", "gid_text", "make_qp", "parse", "read",
+    "VERSION", "AhRecord", "ContextRecord", "CqRecord", "Dump", "DumpError", "McastRecord", "MrRecord",
+    "PdRecord", "QpRecord", "ResourceRecord", "SrqRecord", "XrcdRecord", "build", "gid_bytes", "gid_text",
+    "make_qp", "parse", "read",
 ]  # fmt: skip
 
 MAGIC = b"MGDUMP\r\n"
@@ -95,6 +102,8 @@ class Dump:
     unknown: Mapping[int, int] = field(default_factory=dict)
     srqs: tuple[SrqRecord, ...] = ()
     xrcds: tuple[XrcdRecord, ...] = ()
+    ahs: tuple[AhRecord, ...] = ()
+    mcasts: tuple[McastRecord, ...] = ()
 
     def to_json(self, *, secrets: bool = False) -> dict[str, Any]:
         """As plain data for `json.dumps`; keys and names as in dump.h, enums as words."""
@@ -114,6 +123,8 @@ class Dump:
             "xrcds": [xrcd._asdict() for xrcd in self.xrcds],
             "qps": [qp.to_json(secrets=secrets) for qp in self.qps],
             "resources": [r._asdict() for r in self.resources],
+            "ahs": [ah.to_json() for ah in self.ahs],
+            "mcasts": [mcast.to_json() for mcast in self.mcasts],
             "counters": dict(self.counters),
             "unknown_records": {str(kind): n for kind, n in self.unknown.items()},
         }
@@ -131,6 +142,8 @@ def parse(data: bytes | memoryview) -> Dump:
     resources: list[ResourceRecord] = []
     srqs: list[SrqRecord] = []
     xrcds: list[XrcdRecord] = []
+    ahs: list[AhRecord] = []
+    mcasts: list[McastRecord] = []
     tables: dict[int, tuple[struct.Struct, str, Callable[[Iterable[Any]], Any], list[Any]]] = {
         T_PD: (PD, "PD", PdRecord._make, pds),
         T_MR: (MR, "MR", MrRecord._make, mrs),
@@ -138,6 +151,8 @@ def parse(data: bytes | memoryview) -> Dump:
         T_RESOURCE: (RESOURCE, "resource", ResourceRecord._make, resources),
         T_SRQ: (SRQ, "SRQ", SrqRecord._make, srqs),
         T_XRCD: (XRCD, "XRCD", XrcdRecord._make, xrcds),
+        T_AH: (AH, "AH", AhRecord._make, ahs),
+        T_MCAST: (MCAST, "multicast", McastRecord._make, mcasts),
     }
     counters: dict[str, int] = {}
     unknown: dict[int, int] = {}
@@ -180,7 +195,7 @@ def parse(data: bytes | memoryview) -> Dump:
     _check_context(contexts[0], len(qps))
     _check_qps(contexts[0], qps)
     return Dump(contexts[0], tuple(pds), tuple(mrs), tuple(cqs), tuple(qps), tuple(resources), counters,
-                bool(flags & FLAG_STOPPED), unknown, tuple(srqs), tuple(xrcds))
+                bool(flags & FLAG_STOPPED), unknown, tuple(srqs), tuple(xrcds), tuple(ahs), tuple(mcasts))
 
 
 def read(path: str | os.PathLike[str]) -> Dump:
@@ -303,6 +318,8 @@ def build(dump: Dump, *, extra: Iterable[tuple[int, bytes]] = (), grow: int = 0)
         (T_SRQ, SRQ, dump.srqs),
         (T_QP, QP, dump.qps),
         (T_RESOURCE, RESOURCE, dump.resources),
+        (T_AH, AH, dump.ahs),
+        (T_MCAST, MCAST, dump.mcasts),
     )
     for kind, layout, records in tables:
         for record in records:

@@ -39,6 +39,8 @@ COUNTER_NAMES = (
     "resumes_rx",
     "resumes_refused",
     "tx_errors",
+    "rx_bad_qkey",
+    "rx_dropped",
 )
 
 
@@ -158,11 +160,12 @@ class QpRecord(NamedTuple):
     send_done: int
     recv_done: int
     xrcd: int = 0
+    qkey: int = 0
 
     @property
     def connected(self) -> bool:
-        """Whether it can exchange packets: RTR, RTS or SQD with a peer."""
-        return self.state in (2, 3, 4)
+        """Whether it can exchange packets: RTR, RTS, SQD or SQE."""
+        return self.state in (2, 3, 4, 5)
 
     def to_json(self, *, secrets: bool = False) -> dict[str, Any]:
         """As plain data; the connection's tokens only with `secrets`."""
@@ -206,6 +209,37 @@ class XrcdRecord(NamedTuple):
     refs: int
 
 
+class AhRecord(NamedTuple):
+    """An address handle: where datagrams leave from and go to."""
+
+    handle: int
+    pd: int
+    sgid: bytes
+    dgid: bytes
+    sgid_index: int
+    flow_label: int
+    tclass_hop: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        out: dict[str, Any] = self._asdict()
+        out["sgid"], out["dgid"] = gid_text(self.sgid), gid_text(self.dgid)
+        tclass_hop = out.pop("tclass_hop")
+        out["tclass"], out["hop_limit"] = tclass_hop >> 8 & 0xFF, tclass_hop & 0xFF
+        return out
+
+
+class McastRecord(NamedTuple):
+    """A UD QP's membership in a multicast group."""
+
+    gid: bytes
+    qpn: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"gid": gid_text(self.gid), "qpn": self.qpn}
+
+
 class ResourceRecord(NamedTuple):
     """One entry of a responder's read/atomic replay record."""
 
@@ -223,10 +257,12 @@ CONTEXT = struct.Struct("<16s11I4x")
 PD = struct.Struct("<2I")
 MR = struct.Struct("<3Q4I")
 CQ = struct.Struct("<4IQ2I")
-QP = struct.Struct("<16I16s16s16s16s14I8QI4x")
+QP = struct.Struct("<16I16s16s16s16s14I8Q2I")
 RESOURCE = struct.Struct("<4IQIIQ")
 SRQ = struct.Struct("<10IQ")
 XRCD = struct.Struct("<2I")
+AH = struct.Struct("<2I16s16s3I4x")
+MCAST = struct.Struct("<16sI4x")
 
 T_CONTEXT, T_PD, T_MR, T_CQ, T_QP, T_RESOURCE, T_COUNTERS, T_SRQ = range(1, 9)
-T_XRCD = 10
+T_AH, T_XRCD, T_MCAST = 9, 10, 11

@@ -179,7 +179,7 @@ static void mistakes_refuse_the_whole_batch(void)
 	REFUSED(EOPNOTSUPP, ibv_wr_bind_mw(q, NULL, 0, NULL));
 	REFUSED(EOPNOTSUPP, ibv_wr_send_tso(q, NULL, 0, 0));
 	REFUSED(EOPNOTSUPP, ibv_wr_atomic_write(q, b.mr->rkey, (uintptr_t)b.buf, "12345678"));
-	REFUSED(EOPNOTSUPP, (ibv_wr_send(q), ibv_wr_set_ud_addr(q, NULL, 1, 1)));
+	REFUSED(EINVAL, (ibv_wr_send(q), ibv_wr_set_ud_addr(q, NULL, 1, 1)));
 	REFUSED(EINVAL, ibv_wr_set_sge(q, a.mr->lkey, (uintptr_t)a.buf, 100)); /* a second time */
 	REFUSED(EINVAL, (ibv_wr_send(q), ibv_wr_set_sge_list(q, 5, s)));
 	REFUSED(EINVAL, (ibv_wr_send(q), ibv_wr_set_inline_data(q, a.buf, 17)));

@@ -46,10 +46,13 @@ static void creation_checks_its_arguments(void)
 	REFUSED(EOPNOTSUPP, (x.comp_mask |= IBV_QP_INIT_ATTR_SEND_OPS_FLAGS, x.send_ops_flags = 1ull << 40));
 	REFUSED(EOPNOTSUPP,
 		(x.comp_mask |= IBV_QP_INIT_ATTR_SEND_OPS_FLAGS, x.send_ops_flags = IBV_QP_EX_WITH_TSO));
+	REFUSED(EOPNOTSUPP, (x.comp_mask |= IBV_QP_INIT_ATTR_SEND_OPS_FLAGS, x.qp_type = IBV_QPT_UC,
+			     x.send_ops_flags = IBV_QP_EX_WITH_RDMA_READ));
+	REFUSED(EOPNOTSUPP, (x.comp_mask |= IBV_QP_INIT_ATTR_SEND_OPS_FLAGS, x.qp_type = IBV_QPT_UD,
+			     x.send_ops_flags = IBV_QP_EX_WITH_RDMA_WRITE));
 	REFUSED(EINVAL, x.comp_mask = IBV_QP_INIT_ATTR_CREATE_FLAGS);
 	REFUSED(EINVAL, x.send_cq = NULL);
 	REFUSED(EINVAL, x.recv_cq = NULL);
-	REFUSED(EOPNOTSUPP, x.qp_type = IBV_QPT_UD); /* until they come */
 	REFUSED(EOPNOTSUPP, x.qp_type = IBV_QPT_RAW_PACKET);
 	REFUSED(EINVAL, x.cap.max_inline_data = 1u << 20);
 	REFUSED(EINVAL, x.cap.max_send_wr = 1u << 30);
@@ -217,8 +220,8 @@ static void ece_and_order_promise_nothing(void)
 	CHECK_EQ(ibv_query_ece(a.qp, &ece), EOPNOTSUPP);
 	CHECK_EQ(ibv_set_ece(a.qp, &ece), EOPNOTSUPP);
 	CHECK_EQ(ibv_query_qp_data_in_order(a.qp, IBV_WR_RDMA_WRITE, 0), 0);
-	CHECK_EQ(ibv_attach_mcast(a.qp, &(union ibv_gid){.raw = {0xff}}, 0), EOPNOTSUPP);
-	CHECK_EQ(ibv_detach_mcast(a.qp, &(union ibv_gid){.raw = {0xff}}, 0), EOPNOTSUPP);
+	CHECK_EQ(ibv_attach_mcast(a.qp, &(union ibv_gid){.raw = {0xff}}, 0), EINVAL);
+	CHECK_EQ(ibv_detach_mcast(a.qp, &(union ibv_gid){.raw = {0xff}}, 0), EINVAL);
 	tv_pair_close(&a, &b);
 }
 
