@@ -112,7 +112,7 @@ struct mgs_wr {
 	uint32_t srqn;		    /* of an XRC request */
 	uint64_t compare_add, swap; /* atomics */
 	struct mgs_sge sge[34];	    /* more than the engine's limit, to try that too */
-	uint32_t ah;		    /* UD: index + 1; with it, the two below in place of remote_addr and rkey */
+	uint32_t ah; /* UD: index + 1; with it, the two below in place of remote_addr and rkey */
 	uint32_t remote_qpn, remote_qkey;
 	uint32_t rsv2;
 };
