@@ -4,15 +4,16 @@
 Three kinds behind one interface: this machine (`local`), a node of a lab (`node-a`, or `lab/node-a` where
 several labs are up), and another machine by the system's OpenSSH (`ssh://user@host:port`, with the query
 parameters `python` = the interpreter there that has migroce and `state` = the node's directory there, if
-it is not the machine itself). Everything that touches containers is done by a worker process on the
-node (`Node.call`); commands and files go by `run`, `popen`, `get`, `put`.
+it is not the machine itself). A docker context's name stands for the machine that it points to.
+Everything that touches containers is done by a worker process on the node (`Node.call`); commands and
+files go by `run`, `popen`, `get`, `put`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
-import shlex
 import socket
 import subprocess
 import sys
@@ -24,14 +25,17 @@ from pathlib import Path
 from typing import IO, Any, Self
 from urllib.parse import parse_qs, urlsplit
 
-from migroce import paths
-from migroce.engines import context
+from migroce import paths, ssh
+from migroce.engines import context, contexts
 from migroce.engines.context import NodeContext
+from migroce.engines.docker import DEFAULT as DOCKER_SOCKET
 from migroce.errors import NodeError
 from migroce.migration.link import Worker
 from migroce.migration.streams import connect_unix
 
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
+HEARTBEAT = 15.0
+"""Seconds without a sign of life after which a worker on another machine takes the command for dead."""
 
 
 class Node(ABC):
@@ -79,10 +83,17 @@ class Node(ABC):
                 process.kill()
                 raise NodeError("run", f"{argv[0]} on {self.name} took more than {timeout} s") from exc
         if check and process.returncode != 0:
-            words = err.decode(errors="replace").strip().splitlines()
-            reason = words[-1] if words else f"exit status {process.returncode}"
+            words = err.decode(errors="replace").strip()
+            known = self.explain(words, process.returncode)
+            if known is not None:
+                raise NodeError("connect", f"{self.name} cannot be used: {known[0]}", known[1])
+            reason = words.splitlines()[-1] if words else f"exit status {process.returncode}"
             raise NodeError("run", f"{argv[0]} on {self.name}: {reason}")
         return subprocess.CompletedProcess(list(argv), process.returncode, out, err)
+
+    def explain(self, words: str, status: int | None) -> ssh.Explanation | None:  # noqa: ARG002
+        """(reason, mend) if what a command wrote and its exit status say that the node cannot be used."""
+        return None
 
     # -- files ---------------------------------------------------------------------------------------------
 
@@ -136,6 +147,9 @@ class Node(ABC):
             err = done.stderr.read() if done.stderr is not None else b""
         if done.returncode != 0:
             reason = err.decode(errors="replace").strip() or f"exit status {done.returncode}"
+            known = self.explain(reason, done.returncode)
+            if known is not None:
+                raise NodeError("connect", f"{self.name} cannot be used: {known[0]}", known[1])
             raise NodeError("copy", f"{self.name}: {reason}")
 
     # -- the worker ----------------------------------------------------------------------------------------
@@ -215,34 +229,48 @@ class LocalNode(Node):
 
 
 class SshNode(Node):
-    """Another machine, by the system's ssh with one shared connection. Keys or an agent must let us in."""
+    """Another machine, by the system's ssh with one shared connection. Keys or an agent must let us in.
+
+    Both ends see within 15 s that the connection is gone: ssh asks the server, our worker there waits
+    for the signs of life that `Worker` sends (an sshd does not ask its clients by itself).
+    """
 
     def __init__(self, spec: str) -> None:
-        parts = urlsplit(spec)
-        if not parts.hostname:
+        try:
+            parts = urlsplit(spec)
+            host, port = parts.hostname, parts.port
+        except ValueError as exc:
+            raise NodeError("node", f"{spec} is no address: {exc}", "write ssh://user@host:port") from exc
+        if not host or host.startswith("-"):
             raise NodeError("node", f"{spec} names no host", "write ssh://user@host")
         query = parse_qs(parts.query)
-        self._target = f"{parts.username}@{parts.hostname}" if parts.username else parts.hostname
+        self._host = host
+        self._target = f"{parts.username}@{host}" if parts.username else host
         self._python = query.get("python", ["python3"])[0]
         self._state = query.get("state", ["--host"])[0]
-        self._dir = tempfile.TemporaryDirectory(prefix="migroce-ssh-")
+        self._dir = tempfile.TemporaryDirectory(prefix="migroce-ssh-", dir=_short_tmp())
         self._options = [
             "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5",
             "-o", "ControlMaster=auto", "-o", f"ControlPath={self._dir.name}/c", "-o", "ControlPersist=60",
             "-o", "StreamLocalBindUnlink=yes",
         ]  # fmt: skip
-        if parts.port:
-            self._options += ["-p", str(parts.port)]
+        if port:
+            self._options += ["-p", str(port)]
         self._forwards = 0
-        super().__init__(parts.hostname, spec)
+        super().__init__(host, spec)
 
     def command(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> list[str]:
         remote = [*(["env", *(f"{name}={value}" for name, value in env.items())] if env else []), *argv]
-        return ["ssh", *self._options, "--", self._target, shlex.join(remote)]
+        return ["ssh", *self._options, "--", self._target, ssh.remote_command(remote)]
+
+    def explain(self, words: str, status: int | None) -> ssh.Explanation | None:
+        # 255 is ssh's own; 126 and 127 the shell's there; 1 python's that lacks the module.
+        return ssh.explain(words, self._host) if status in (1, 126, 127, 255, None) else None
 
     def start_worker(self) -> Worker:
+        argv = [self._python, "-m", "migroce.migration.worker", self._state, f"--heartbeat={HEARTBEAT:g}"]
         worker = Worker(
-            self.name, self.command([self._python, "-m", "migroce.migration.worker", self._state])
+            self.name, self.command(argv), explain=self.explain, heartbeat=HEARTBEAT / 5, remote=True
         )
         self.name = str(worker.hello.get("name") or self.name)
         return worker
@@ -253,7 +281,9 @@ class SshNode(Node):
         argv = ["ssh", *self._options, "-O", "forward", "-L", f"{local}:{path}", "--", self._target]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise NodeError("connect", f"{self.name}: {done.stderr.strip() or 'ssh cannot forward a socket'}")
+            mend = "see the network between, and AllowStreamLocalForwarding in its sshd_config"
+            reason = done.stderr.strip() or "ssh cannot forward a socket"
+            raise NodeError("connect", f"{self.name}: {reason}", mend)
         return connect_unix(local)
 
     def shares_files_with(self, other: Node) -> bool:
@@ -265,6 +295,11 @@ class SshNode(Node):
             argv = ["ssh", *self._options, "-O", "exit", "--", self._target]
             subprocess.run(argv, capture_output=True, check=False)
         self._dir.cleanup()
+
+
+def _short_tmp() -> str | None:
+    """A directory whose paths are short enough for ssh's control socket; None: the usual one."""
+    return None if len(tempfile.gettempdir()) < 40 else "/tmp"
 
 
 def lab_states(name: str) -> list[Path]:
@@ -293,7 +328,25 @@ def resolve(spec: str | Node) -> Node:
     if found:
         names = ", ".join(f"{path.parent.name}/{path.name}" for path in found)
         raise NodeError("node", f"{spec} may mean {names}", "name the lab as well")
+    host = contexts.host_of(spec)
+    if host is not None:
+        return _in_context(spec, host)
     known = ", ".join(path.name for path in lab_states("node-*")) or "no lab is up"
     raise NodeError(
         "node", f"there is no node {spec} ({known})", "see `migroce lab status`, or write ssh://user@host"
     )
+
+
+def _in_context(name: str, host: str) -> Node:
+    """The machine of the docker context `name`. Raises NodeError."""
+    if host.startswith("ssh://"):
+        return SshNode(host)
+    if not host.startswith("unix://"):
+        mend = "its files are needed too: write ssh://user@host"
+        how = host.partition(":")[0]
+        raise NodeError("node", f"docker context {name} reaches Docker by {how} only", mend)
+    if host == DOCKER_SOCKET:
+        return LocalNode(context.host(), "local")
+    own = dataclasses.replace(context.host(), state=paths.run_dir() / f"context-{name}", docker_host=host)
+    own.save()
+    return LocalNode(own, f"state:{own.state}")

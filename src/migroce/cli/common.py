@@ -15,7 +15,10 @@ from migroce.errors import MigroceError
 if TYPE_CHECKING:
     from migroce.nodes import Node
 
-NODE_HELP = "A node: [bold]local[/], a lab node such as [bold]node-a[/], or [bold]ssh://user@host[/]."
+NODE_HELP = (
+    "A node: [bold]local[/], a lab node such as [bold]node-a[/], [bold]ssh://user@host[/], "
+    "or the name of a docker context."
+)
 
 
 def print_json(value: Any) -> None:
@@ -31,7 +34,8 @@ def local_nodes() -> list[str]:
     from migroce import nodes, paths
 
     specs = [f"{path.parent.name}/{path.name}" for path in nodes.lab_states("*")]
-    signs = (paths.run_dir() / "node", paths.admin_socket(), *Path("/run/runc").glob("*/state.json"))
+    docker = Path("/var/run/docker.sock")
+    signs = (paths.run_dir() / "node", paths.admin_socket(), docker, *Path("/run/runc").glob("*/state.json"))
     if any(sign.exists() for sign in signs):
         specs.append("local")
     return specs

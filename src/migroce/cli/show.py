@@ -140,7 +140,7 @@ def _collect(node: Node) -> list[dict[str, Any]]:
         known = _agent_ps(node)
     except MigroceError:
         return containers  # no agent: no RDMA
-    by_id = {row["id"]: row for row in containers}
+    by_id = {row.get("key") or row["id"]: row for row in containers}
     for entry in known:
         row = by_id.get(entry["id"], {})
         if not row:
@@ -178,12 +178,12 @@ def _show(rows: list[dict[str, Any]]) -> None:
     if not rows:
         out.print("no containers")
         return
-    shown = table("container|node|state|address|pid>|device|program")
+    shown = table("container|node|engine|state|address|pid>|device|program")
     for row in rows:
         state = row["status"] if row.get("exit_status") is None else f"exited ({row['exit_status']})"
         shown.add_row(
-            row["id"], row["node"], state, row.get("ip") or "-", str(row.get("pid") or "-"),
-            "rxe0" if row.get("device") else "-", " ".join(row.get("args") or ()),
+            row["id"], row["node"], row.get("engine") or "-", state, row.get("ip") or "-",
+            str(row.get("pid") or "-"), "rxe0" if row.get("device") else "-", " ".join(row.get("args") or ()),
         )  # fmt: skip
     out.print(shown)
     for row in rows:

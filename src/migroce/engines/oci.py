@@ -42,6 +42,12 @@ class ContainerInfo:
     args: tuple[str, ...] = ()
     created: float | None = None
     """Unix time."""
+    engine: str = "oci"
+    """oci or docker."""
+    image: str = ""
+    """The image's reference; plain OCI containers have none."""
+    key: str = ""
+    """What the engine itself calls it; empty if that is `id`."""
 
 
 class OciEngine:

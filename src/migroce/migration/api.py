@@ -34,6 +34,11 @@ def _opened(*specs: str | Node) -> Iterator[list[Node]]:
         yield [spec if isinstance(spec, Node) else stack.enter_context(resolve(spec)) for spec in specs]
 
 
+def _engine(node: Node, container: str) -> str:
+    """The engine of a container. Raises NodeError, EngineError if it is not there."""
+    return str(node.call("require", container=container)["engine"])
+
+
 def migrate(
     container: str, source: str | Node, destination: str | Node, progress: Progress = silent
 ) -> Report:
@@ -41,7 +46,7 @@ def migrate(
     place is undone; then the container runs on at the source.
     """
     with _opened(source, destination) as (src, dst):
-        return Migration(container, src, dst, progress).run()
+        return Migration(container, src, dst, progress, engine=_engine(src, container)).run()
 
 
 def checkpoint(
@@ -54,8 +59,9 @@ def checkpoint(
     """
     with _opened(node) as (where,):
         return Checkpoint(
-            where, container, Path(directory).absolute(), leave_running=leave_running, progress=progress
-        ).run()
+            where, container, Path(directory).absolute(),
+            leave_running=leave_running, engine=_engine(where, container), progress=progress,
+        ).run()  # fmt: skip
 
 
 def restore(node: str | Node, directory: Path | str, *, progress: Progress = silent) -> Report:

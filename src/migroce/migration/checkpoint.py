@@ -42,15 +42,17 @@ class Checkpoint:
     """Takes one container's checkpoint into a directory of this machine."""
 
     def __init__(
-        self, node: Node, container: str, directory: Path, *, leave_running: bool, progress: Progress = silent
-    ) -> None:
+        self, node: Node, container: str, directory: Path, *,
+        leave_running: bool, engine: str = "oci", progress: Progress = silent,
+    ) -> None:  # fmt: skip
         self.report = Report("checkpoint", container, node.name, str(directory))
         self._node = node
         self._directory = directory
         self._leave_running = leave_running
         self._phase = Phases(self.report, progress)
         self._id = secrets.token_hex(5)
-        self._source = Side(node, "source", self._id, container)
+        self._engine = engine
+        self._source = Side(node, "source", self._id, container, engine)
         self._stopping = False
 
     def run(self) -> Report:
@@ -65,7 +67,7 @@ class Checkpoint:
             with self._phase("prepare"):
                 record = Record(
                     id=self._id, kind="checkpoint", container=container, device=about["device"],
-                    destination=str(self._directory), **owner(self._node),
+                    destination=str(self._directory), engine=self._engine, **owner(self._node),
                 )  # fmt: skip
                 self._source("open", **dataclasses.asdict(record))
                 opened = True
@@ -108,7 +110,7 @@ class Checkpoint:
             dumped = self._source("dump")
             report.parts.update(freeze=dumped["freeze_ms"], criu_dump=dumped["dump_ms"])
         with self._phase("transfer", note=note):
-            self._fetch()
+            self._fetch([*about["before"], *(each for each in about["after"] if not each.endswith("-rest"))])
             manifest.write(
                 self._directory,
                 manifest.Manifest(
@@ -127,24 +129,24 @@ class Checkpoint:
     def _note(self, phase: str) -> None:
         self._source("note", phase=phase)
 
-    def _fetch(self) -> None:
+    def _fetch(self, whats: list[str]) -> None:
         report = self.report
         images, rdma = self._directory / "images", self._directory / "rdma"
         images.mkdir()
         rdma.mkdir()
         path = self._source("serve")
-        for what in ("rdma", "images", "layer", "shm"):
+        for what in ("rdma", *whats):
             pushing = self._source.submit("push", whats=[what], to=None)
             with self._node.connect(path) as sock, streams.reader(sock) as stream:
                 stream.readline()
-                if what in ("layer", "shm"):
-                    with (self._directory / f"{what}.tar").open("wb") as target:
-                        shutil.copyfileobj(stream, target, 1 << 20)
-                else:
+                if what in ("rdma", "images"):
                     count, _ = streams.receive_files(stream, images if what == "images" else rdma)
                     setattr(report, f"{what}_bytes", count)
+                else:
+                    with (self._directory / f"{what}.tar").open("wb") as target:
+                        shutil.copyfileobj(stream, target, 1 << 20)
             done = pushing.result(CALL_LIMIT)
-            if what in ("layer", "shm"):
+            if what not in ("rdma", "images"):
                 report.layer_bytes += done[what]
 
 
@@ -157,7 +159,10 @@ class Restore:
         self.report = Report("restore", self._manifest.container, str(directory), node.name)
         self._phase = Phases(self.report, progress)
         self._node = node
-        self._destination = Side(node, "destination", secrets.token_hex(5), self._manifest.container)
+        self._engine = str(self._manifest.about.get("engine", "oci"))
+        self._destination = Side(
+            node, "destination", secrets.token_hex(5), self._manifest.container, self._engine
+        )
         self._prepared = False
         self._plugged = False
 
@@ -190,6 +195,8 @@ class Restore:
                 with self._phase("prepare"):
                     self._prepared = True
                     into = destination("prepare", about=what.about)
+                    if self._engine != "oci":
+                        destination("make", about=what.about)
                 with self._phase("transfer"):
                     self._send(into)
                     if what.contexts:
@@ -229,12 +236,13 @@ class Restore:
                 files = [(path.name, path) for path in sorted((self._directory / what).iterdir())]
                 setattr(self.report, f"{what}_bytes", streams.send_files(sock, files))
                 sock.shutdown(socket.SHUT_WR)
-        for what in ("layer", "shm"):
+        tars = sorted(path.name.removesuffix(".tar") for path in self._directory.glob("*.tar"))
+        for what in tars:
             with self._node.connect(into) as sock, (self._directory / f"{what}.tar").open("rb") as layer:
                 _header(sock, {"what": what, "remove": []})
                 self.report.layer_bytes += sock.sendfile(layer)
                 sock.shutdown(socket.SHUT_WR)
-        self._destination("received", whats=["rdma", "images", "layer", "shm"], timeout=CALL_LIMIT)
+        self._destination("received", whats=["rdma", "images", *tars], timeout=CALL_LIMIT)
 
 
 def _header(sock: socket.socket, value: dict[str, Any]) -> None:

@@ -61,8 +61,8 @@ class DestinationSide:
 
     # -- before anything stops -----------------------------------------------------------------------------
 
-    def check(self, about: dict[str, Any]) -> None:
-        """Refuse what cannot work here. Raises EngineError, AgentError."""
+    def check(self, about: dict[str, Any]) -> dict[str, Any]:
+        """Refuse what cannot work here; what is wanted besides. Raises EngineError, AgentError."""
         self._check_programs(about)
         info = self.engine.info(self.container)
         if info.bundle or info.pid is not None:
@@ -81,12 +81,13 @@ class DestinationSide:
                 raise EngineError(
                     "check", f"{self.ctx.name} has no {mount['source']}, which the container mounts"
                 )
-        room = _available_memory()
+        room = available_memory()
         if about["memory"] + _SPARE > room:
             need, have = about["memory"] >> 20, room >> 20
             raise EngineError(
                 "check", f"{self.ctx.name} has {have} MiB of memory free, the container needs {need}"
             )
+        return {}
 
     def _check_programs(self, about: dict[str, Any]) -> None:
         path = self.engine.runc.env["PATH"]
@@ -329,7 +330,7 @@ class DestinationSide:
         self._close()
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
     """Bytes that can be had without swapping."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):

@@ -37,19 +37,24 @@ class Record:
     destination: str
     """Specs of nodes, for `nodes.resolve`; or the directory of a checkpoint."""
     phase: str = "prepare"
-    """The phase that was about to begin. From `resume` on there is no way back."""
+    """The phase that was about to begin. See `past_the_point`."""
     device: bool = False
     """Whether the container has RDMA contexts to resume."""
     ended: str = ""
     """'', done, or undone."""
     started: float = 0.0
+    engine: str = "oci"
+    """oci or docker."""
     owner: int = 0
     owner_start: int = 0
     """Pid and start time of the command, if it runs on the source: while it lives it sees to failures."""
 
     def past_the_point(self) -> bool:
-        """Whether the destination may have spoken to peers: then the move can only be finished."""
-        return PHASES.index(self.phase) >= PHASES.index("resume")
+        """Whether the destination may have spoken to peers: if it has, the move can only be finished.
+
+        Docker gives the container its network before the restore, we after it.
+        """
+        return PHASES.index(self.phase) >= PHASES.index("resume" if self.engine == "oci" else "restore")
 
 
 def directory(ctx: NodeContext, migration: str) -> Path:

@@ -13,17 +13,21 @@ import json
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
+from migroce import __version__
 from migroce.errors import EngineError, MigrationError, MigroceError, NodeError
 
 START_LIMIT = 20.0
 """Seconds that a worker gets to say hello."""
 CALL_LIMIT = 900.0
 """Seconds after which a call that does not say otherwise is given up."""
+
+PROTOCOL = 2
+"""Of what is said between command and worker; both must have the same."""
 
 _KINDS: dict[str, type[EngineError | NodeError | MigrationError]] = {
     "EngineError": EngineError,
@@ -60,11 +64,25 @@ def decode_error(raw: dict[str, str], op: str) -> MigroceError:
 class Worker:
     """A worker process; usable from several threads, calls run side by side in it."""
 
-    def __init__(self, node: str, argv: Sequence[str], env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, node: str, argv: Sequence[str], env: dict[str, str] | None = None, *,
+        explain: Callable[[str, int | None], tuple[str, str] | None] | None = None,
+        heartbeat: float | None = None, remote: bool = False,
+    ) -> None:  # fmt: skip
+        """Start `argv`. `explain`: (reason, mend) for its words and exit status if they are known.
+        `heartbeat`: tell it every so many seconds that we live. `remote`: it may be of another release.
+
+        Raises NodeError.
+        """
         self.node = node
+        self._lost = f"the helper process on {node} has ended"
+        if remote:
+            self._lost = f"the connection to {node} was lost, or the helper process there has ended"
+        self._ended = threading.Event()
         self._ids = itertools.count(1)
         self._waiting: dict[int, tuple[str, Future[Any]]] = {}
         self._lock = threading.Lock()
+        self._write_lock = threading.Lock()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill()
         self._hello: Future[dict[str, Any]] = Future()
         try:
@@ -80,10 +98,47 @@ class Worker:
         try:
             self.hello = self._hello.result(START_LIMIT)
         except (FutureTimeout, MigroceError) as exc:
-            reason = self._last_words() or str(exc) or "it does not answer"
+            words, status = self._last_words()
+            known = explain(words, status) if explain is not None else None
+            late = f"it does not answer within {START_LIMIT:.0f} s" if isinstance(exc, FutureTimeout) else ""
+            reason = (words.splitlines() or [""])[-1] or late or str(exc) or "it does not answer"
             self.kill()
             mend = "is it up, and is migroce installed there?"
+            reason, mend = known or (reason, mend)
             raise NodeError("connect", f"{node} cannot be reached: {reason}", mend) from exc
+        if remote:
+            self._check_peer()
+        if heartbeat is not None:
+            threading.Thread(target=self._beat, args=(heartbeat,), name=f"heart {node}", daemon=True).start()
+
+    def _check_peer(self) -> None:
+        """Refuse a worker that is not of our kind. Raises NodeError."""
+        theirs = str(self.hello.get("version", "?"))
+        problem = None
+        if self.hello.get("protocol") != PROTOCOL:
+            same = " of another state" if theirs == __version__ else f" {theirs}"
+            mend = "install the same on both machines"
+            problem = f"it has migroce{same}, here is {__version__}: they do not understand each other", mend
+        elif self.hello.get("uid", 0) != 0:
+            mend = "log in as root: ssh://root@host"
+            problem = "the user there is not root, which checkpoint and restore need", mend
+        if problem is not None:
+            self.kill()
+            raise NodeError("connect", f"{self.node} cannot be used: {problem[0]}", problem[1])
+
+    def _beat(self, period: float) -> None:
+        while not self._ended.wait(period):
+            self._write(b"{}\n")
+
+    def _write(self, line: bytes) -> bool:
+        try:
+            assert self._process.stdin is not None
+            with self._write_lock:
+                self._process.stdin.write(line)
+                self._process.stdin.flush()
+        except (OSError, ValueError):
+            return False
+        return True
 
     @property
     def pid(self) -> int:
@@ -95,7 +150,7 @@ class Worker:
         with contextlib.suppress(ValueError, OSError):
             for line in self._process.stdout:
                 self._answer(json.loads(line))
-        lost = WorkerLostError("worker", f"the helper process on {self.node} has ended")
+        lost = WorkerLostError("worker", self._lost)
         with self._lock:
             waiting, self._waiting = self._waiting, {}
         if not self._hello.done():
@@ -123,18 +178,11 @@ class Worker:
         with self._lock:
             self._waiting[number] = (op, future)
         line = json.dumps({"id": number, "op": op, "args": args}, default=str).encode() + b"\n"
-        try:
-            assert self._process.stdin is not None
-            with self._lock:
-                self._process.stdin.write(line)
-                self._process.stdin.flush()
-        except (OSError, ValueError):
+        if not self._write(line):
             with self._lock:
                 lost = self._waiting.pop(number, None)
             if lost is not None:
-                future.set_exception(
-                    WorkerLostError("worker", f"the helper process on {self.node} has ended")
-                )
+                future.set_exception(WorkerLostError("worker", self._lost))
         return future
 
     def call(self, op: str, timeout: float = CALL_LIMIT, **args: Any) -> Any:
@@ -151,6 +199,7 @@ class Worker:
 
     def close(self, timeout: float = 30.0) -> None:
         """End the worker after what it is doing; at the latest after `timeout` seconds."""
+        self._ended.set()
         with contextlib.suppress(OSError, ValueError):
             if self._process.stdin is not None:
                 self._process.stdin.close()
@@ -162,6 +211,7 @@ class Worker:
 
     def kill(self) -> None:
         """End the worker at once."""
+        self._ended.set()
         self._process.kill()
         self._process.wait()
         self._reader.join(5)
@@ -171,10 +221,12 @@ class Worker:
                     stream.close()
         self._errors.close()
 
-    def _last_words(self) -> str:
-        self._process.poll()
+    def _last_words(self) -> tuple[str, int | None]:
+        """(what it wrote to its standard error, its exit status) of a worker that said no hello."""
+        status: int | None = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = self._process.wait(1)
         with contextlib.suppress(OSError, ValueError):
             self._errors.seek(0)
-            lines = self._errors.read().decode(errors="replace").strip().splitlines()
-            return lines[-1] if lines else ""
-        return ""
+            return self._errors.read().decode(errors="replace").strip(), status
+        return "", status

@@ -22,7 +22,7 @@ from migroce.engines.oci import stat_fields
 from migroce.errors import MigrationError, MigroceError, NodeError
 from migroce.migration import faults, streams
 from migroce.migration.journal import PHASES, Record
-from migroce.migration.link import CALL_LIMIT
+from migroce.migration.link import CALL_LIMIT, WorkerLostError
 from migroce.migration.report import Event, Progress, Report, event
 from migroce.nodes import Node, SshNode
 
@@ -40,9 +40,9 @@ def silent(_: Event) -> None:
 class Side:
     """One node's part of a migration: calls of its `SourceSide` or `DestinationSide`."""
 
-    def __init__(self, node: Node, kind: str, migration: str, container: str) -> None:
+    def __init__(self, node: Node, kind: str, migration: str, container: str, engine: str = "oci") -> None:
         self.node = node
-        self._fixed = {"migration": migration, "container": container}
+        self._fixed = {"migration": migration, "container": container, "engine": engine}
         self._kind = kind
 
     def __call__(self, method: str, **args: Any) -> Any:
@@ -97,20 +97,25 @@ def retry(work: Callable[[], T], seconds: float = PATIENCE) -> T:
 class Migration:
     """One container from one node to another."""
 
-    def __init__(self, container: str, source: Node, destination: Node, progress: Progress = silent) -> None:
+    def __init__(
+        self, container: str, source: Node, destination: Node, progress: Progress = silent, *,
+        engine: str = "oci",
+    ) -> None:  # fmt: skip
         self.id = secrets.token_hex(5)
         self.container = container
+        self.engine = engine
         self.report = Report("migrate", container, source.name, destination.name)
         self._phase = Phases(self.report, progress)
         self._progress = progress
-        self._source = Side(source, "source", self.id, container)
-        self._destination = Side(destination, "destination", self.id, container)
+        self._source = Side(source, "source", self.id, container, engine)
+        self._destination = Side(destination, "destination", self.id, container, engine)
         self._direct = source.shares_files_with(destination)
         self._out = ""
         self._in = ""
         self._opened = False
         self._device = False
         self._stopping = False
+        self._send_image = False
         self._resuming: Future[Any] | None = None
 
     def run(self) -> Report:
@@ -120,10 +125,11 @@ class Migration:
             self._move()
         except BaseException as exc:
             if not self._opened:
-                if isinstance(exc, MigroceError) and not isinstance(exc, NodeError):
+                lost = isinstance(exc, WorkerLostError)
+                if isinstance(exc, MigroceError) and (lost or not isinstance(exc, NodeError)):
                     raise self._error(exc, self._source.node.name) from exc
                 raise
-            if PHASES.index(self._phase.current) < PHASES.index("resume"):
+            if self._can_be_undone(exc):
                 self._undo(exc)
                 if not isinstance(exc, Exception):
                     raise
@@ -155,10 +161,10 @@ class Migration:
             dumped = dumping.result(CALL_LIMIT)
             report.parts.update(freeze=dumped["freeze_ms"], criu_dump=dumped["dump_ms"])
         with self._phase("transfer", note=note):
-            sent = self._send("layer-rest", "shm", "images")
-            report.layer_rest_bytes = sent["layer-rest"] + sent["shm"]
+            sent = self._send(*about["after"])
+            report.images_bytes = sent.pop("images")
+            report.layer_rest_bytes = sum(sent.values())
             report.layer_bytes += report.layer_rest_bytes
-            report.images_bytes = sent["images"]
         with self._phase("restore", f"{report.images_bytes >> 10} KiB of images", note=note):
             restoring = destination.submit("restore", neighbours=dumped["neighbours"])
             if self._device:  # its sockets are then there when the first process runs, before runc has ended
@@ -183,7 +189,7 @@ class Migration:
         waking.start()
         about = source("describe")
         waking.join()
-        destination("check", about=about)
+        self._send_image = bool(destination("check", about=about).get("image"))
         self._device = bool(about["device"])
         return dict(about)
 
@@ -191,14 +197,20 @@ class Migration:
         source, destination = self._source, self._destination
         record = Record(
             id=self.id, kind="migrate", container=self.container, device=self._device,
-            destination=self._destination_spec(), **owner(source.node),
+            destination=self._destination_spec(), engine=self.engine, **owner(source.node),
         )  # fmt: skip
         source("open", **dataclasses.asdict(record))
         self._opened = True
         self._in = destination("prepare", about=about)
         if not self._direct:
             self._out = source("serve")
-        self.report.layer_bytes = self._send("layer")["layer"]
+        if self._send_image:
+            size, name = about["image"]["size"] >> 20, about["image"]["reference"]
+            self._progress(event("prepare", "start", f"image {name}, {size} MiB"))
+            self.report.image_bytes = self._send("image")["image"]
+        if self.engine != "oci":  # made by a daemon, from what has come
+            destination("make", about=about)
+        self.report.layer_bytes = sum(self._send(*about["before"]).values())
 
     def _destination_spec(self) -> str:
         """The destination as the source would name it, '' if it cannot."""
@@ -236,6 +248,30 @@ class Migration:
         mend = str(getattr(exc, "mend", ""))
         where_now = f"{self.container} runs on {where} as before"
         return MigrationError(step, reason, f"{mend}; {where_now}" if mend else where_now, running_on=where)
+
+    def _can_be_undone(self, cause: BaseException) -> bool:
+        """Whether no peer can have heard of the destination. Raises MigrationError if nobody knows."""
+        point = "resume" if self.engine == "oci" else "restore"
+        if self._phase.current in (point, "resume"):
+            # What counts is the journal, by which others act who have lost us, and what has become of
+            # the destination.
+            with contextlib.suppress(MigroceError):
+                record = retry(lambda: self._source("standing"))
+                if record["ended"] == "undone" or not (record["ended"] or record["past_the_point"]):
+                    return True
+            return not self._arrived(cause)
+        return PHASES.index(self._phase.current) < PHASES.index(point)
+
+    def _arrived(self, cause: BaseException) -> bool:
+        """Whether the container has come to the destination. Raises MigrationError if nobody knows."""
+        where = self._destination.node.name
+        try:
+            status = retry(lambda: self._destination("status"))
+        except MigroceError as exc:
+            reason = f"whether {self.container} runs on {where} is not known: {exc}"
+            mend = f"make {where} reachable and run `migroce recover`; what failed first: {cause}"
+            raise MigrationError(self._phase.current, reason, mend) from exc
+        return bool(status["here"] and (status["alive"] or status["exit_status"] is not None))
 
     def _undo(self, cause: BaseException) -> None:
         self._progress_quietly(event("undo", "start"))

@@ -33,7 +33,7 @@ def recover(path: Path) -> str:
         return f"nothing to recover: {record.container}'s move is {record.ended}"
     _let_the_owner_try(path, record)
     with resolve(record.source) as source:
-        here = Side(source, "source", record.id, record.container)
+        here = Side(source, "source", record.id, record.container, record.engine)
         if not here("adopt"):
             return f"nothing to recover: {record.container}'s move has ended meanwhile"
         record = journal.read(path)  # as it was left, now that nobody else works on it
@@ -72,7 +72,7 @@ def _without_destination(here: Side, record: journal.Record, why: MigroceError) 
 
 
 def _with_both(here: Side, destination: Node, record: journal.Record) -> str:
-    there = Side(destination, "destination", record.id, record.container)
+    there = Side(destination, "destination", record.id, record.container, record.engine)
     try:
         there("adopt")
         status = there("status")

@@ -56,6 +56,8 @@ class Report:
     layer_rest_bytes: int = 0
     """Of it, copied while the container stood still."""
     rdma_bytes: int = 0
+    image_bytes: int = 0
+    """Of the engine's image, if the destination did not have it."""
     contexts: int = 0
     qps: int = 0
     retransmissions: int | None = None
@@ -67,7 +69,7 @@ class Report:
     @property
     def bytes_moved(self) -> int:
         """Everything that went from node to node."""
-        return self.images_bytes + self.layer_bytes + self.rdma_bytes
+        return self.images_bytes + self.layer_bytes + self.rdma_bytes + self.image_bytes
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -93,6 +93,9 @@ class SourceSide:
             "interfaces": [dataclasses.asdict(each) for each in self.interfaces()],
             "memory": self._memory(state),
             "criu": str(criu.find()),
+            "engine": "oci",
+            "before": ["layer"],
+            "after": ["layer-rest", "shm", "images"],
         }
 
     def netns(self) -> Path | None:
@@ -171,6 +174,14 @@ class SourceSide:
             self._own()
         return self.journal is not None
 
+    def standing(self) -> dict[str, Any]:
+        """What the journal says of how far the migration has come: {ended, past_the_point}."""
+        try:
+            record = journal.read(self.where / "journal.json")
+        except FileNotFoundError:  # `commit` removes it
+            return {"ended": "done", "past_the_point": True}
+        return {"ended": record.ended, "past_the_point": record.past_the_point()}
+
     def note(self, phase: str) -> None:
         """Write into the journal that `phase` begins. Raises OSError."""
         if self.journal is not None:
@@ -214,7 +225,7 @@ class SourceSide:
 
     @staticmethod
     def _send_directory(what: str, directory: Path, sock: socket.socket) -> int:
-        _header(sock, {"what": what})
+        header(sock, {"what": what})
         return streams.send_files(sock, [(path.name, path) for path in sorted(directory.iterdir())])
 
     def _send_layer(self, what: str, sock: socket.socket) -> int:
@@ -222,12 +233,12 @@ class SourceSide:
         now = tree.scan(root)
         send, gone = tree.changes(self._before, now)
         self._before = now
-        _header(sock, {"what": what, "remove": gone})
+        header(sock, {"what": what, "remove": gone})
         with streams.writer(sock) as target:
             return tree.pack(root, send, target)
 
     def _send_shm(self, sock: socket.socket) -> int:
-        _header(sock, {"what": "shm", "remove": []})
+        header(sock, {"what": "shm", "remove": []})
         info = self.engine.info(self.container)
         root = Path(info.bundle) / bundles.SHM
         names = sorted(tree.scan(root).entries) if info.managed and root.is_dir() else []
@@ -378,7 +389,8 @@ class SourceSide:
             shutil.rmtree(self.where, ignore_errors=True)
 
 
-def _header(sock: socket.socket, value: dict[str, Any]) -> None:
+def header(sock: socket.socket, value: dict[str, Any]) -> None:
+    """Say what comes next."""
     sock.sendall(json.dumps(value).encode() + b"\n")
 
 

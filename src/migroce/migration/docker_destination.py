@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The destination's side of moving or restoring a Docker container.
+
+The container is made by Docker beforehand, like the source's to the letter, and its files are copied into it;
+`restore` is then `docker start --checkpoint`. Docker gives it its network just before CRIU restores it, so
+peers may hear of this place from then on: the phase `restore`, not `resume`, is the point of no return.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from migroce import criu
+from migroce.agent.errors import AgentError
+from migroce.engines import docker, dockerspec, runc
+from migroce.engines.context import NodeContext, read_json, write_json
+from migroce.engines.docker import DockerEngine
+from migroce.errors import EngineError
+from migroce.migration import dockerkit, streams, tree
+from migroce.migration.destination import DestinationSide, available_memory
+from migroce.migration.dockerkit import agent_name
+
+_SPARE = 64 << 20
+_CHECKPOINT = "migroce"
+
+
+class DockerDestination(DestinationSide):
+    """One Docker container's way into this node."""
+
+    def __init__(self, ctx: NodeContext, migration: str, container: str) -> None:
+        super().__init__(ctx, migration, container)
+        self.docker = DockerEngine(ctx)
+        self._roots: dict[str, Path] = {}
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """What this migration has made here so far: {id, volumes}; after `commit` still the id."""
+        return read_json(self.where / "made.json") or dockerkit.arrival(self.ctx, self.id)
+
+    def found(self) -> dict[str, Any] | None:
+        """The container as Docker sees it now, None if it is not there."""
+        key = self.made.get("id")
+        return self.docker.inspect(key) if key else None
+
+    # -- before anything stops -----------------------------------------------------------------------------
+
+    def check(self, about: dict[str, Any]) -> dict[str, Any]:
+        """Refuse what cannot work here; {image: whether it must be sent}. Raises EngineError, AgentError."""
+        node, found = self.ctx.name, about["inspect"]
+        info = self.docker.about
+        if about["architecture"] != platform.machine():
+            reason = (
+                f"{node} is a {platform.machine()}, the container's programs are for {about['architecture']}"
+            )
+            raise EngineError("check", reason)
+        dockerspec.check_release(node, info, about["networks"])
+        if info.get("Driver") != "overlay2":
+            raise EngineError(
+                "check", f"Docker on {node} has storage driver {info.get('Driver')}, not overlay2"
+            )
+        runtime = str(found["HostConfig"].get("Runtime") or "runc")
+        if runtime not in (info.get("Runtimes") or {}):
+            mend = (
+                "run `migroce setup docker` there"
+                if "migroce" in runtime
+                else "register it in its daemon.json"
+            )
+            raise EngineError("check", f"Docker on {node} has no runtime {runtime}", mend)
+        if criu.find() is None:
+            raise EngineError("check", f"{node} has no criu", "see `migroce doctor` there")
+        if about["device"]:
+            with self.engine.agent() as agent:
+                agent.status()
+        if (other := self.docker.info(self.container)) is not None:
+            mend = f"`docker rm {self.container}` there, or give the container another name"
+            raise EngineError(
+                "check", f"{node} has a container {self.container} already ({other.status})", mend
+            )
+        self._check_networks(about)
+        self._check_files(found)
+        image = self._image(about) is None
+        self._check_room(about, about["image"]["size"] if image else 0)
+        return {"image": image}
+
+    def _check_networks(self, about: dict[str, Any]) -> None:
+        node = self.ctx.name
+        for name, ip in docker.addresses(about["inspect"]).items():
+            there = about["networks"].get(name) or {}
+            if there.get("Scope") == "swarm":
+                self._check_swarm(name, about)
+                continue
+            here = self.docker.network(name)
+            if here is None:
+                mend = f"make it there (docker network create {name} ...)"
+                raise EngineError("check", f"{node} has no network {name}", mend)
+            for each in (here.get("Containers") or {}).values():
+                if ip and str(each.get("IPv4Address", "")).split("/")[0] == ip and name != "bridge":
+                    reason = f"address {ip} is in use on {node} by {each.get('Name')}"
+                    raise EngineError("check", reason, "stop that one first")
+
+    def _check_swarm(self, name: str, about: dict[str, Any]) -> None:
+        node, swarm = self.ctx.name, self.docker.about.get("Swarm") or {}
+        if swarm.get("LocalNodeState") != "active":
+            mend = "docker swarm join there"
+            raise EngineError("check", f"{node} is in no swarm, and network {name} is a swarm's", mend)
+        managers = {each["NodeID"] for each in swarm.get("RemoteManagers") or []}
+        if about["swarm"] and managers and not managers & set(about["swarm"]):
+            raise EngineError(
+                "check", f"{node} is in another swarm than network {name}", "docker swarm join there"
+            )
+        here = self.docker.network(name)  # a worker knows it only while it has containers on it
+        if here is not None and here["Id"] != about["networks"][name]["Id"]:
+            raise EngineError("check", f"network {name} on {node} is another one", "rename one of them")
+
+    def _check_files(self, found: dict[str, Any]) -> None:
+        node = self.ctx.name
+        for path, _ in dockerspec.binds(found):
+            if not Path(path).exists():
+                reason = f"{node} has no {path}, which the container mounts"
+                raise EngineError("check", reason, "copy it there, or use a volume, which is copied")
+        for each in found["HostConfig"].get("Devices") or []:
+            if not Path(each["PathOnHost"]).exists():
+                raise EngineError(
+                    "check", f"{node} has no device {each['PathOnHost']}, which the container uses"
+                )
+        ours = dockerkit.left_volumes(self.ctx)
+        for volume in dockerspec.volumes(found):
+            here = None if volume.anonymous else self.docker.volume(volume.name)
+            if here is None:
+                continue
+            users = self.docker.users_of(volume.name)
+            if users:
+                reason = f"volume {volume.name} is in use on {node} by {', '.join(users)}"
+                raise EngineError("check", reason, "remove those, or rename the volume")
+            with contextlib.suppress(FileNotFoundError):
+                if volume.name not in ours and any(Path(here["Mountpoint"]).iterdir()):
+                    reason = f"{node} has a volume {volume.name} already, with files in it"
+                    mend = f"`docker volume rm {volume.name}` there if nobody needs it"
+                    raise EngineError("check", reason, mend)
+
+    def _check_room(self, about: dict[str, Any], image: int) -> None:
+        node = self.ctx.name
+        room = available_memory()
+        if about["memory"] + _SPARE > room:
+            have, need = room >> 20, about["memory"] >> 20
+            raise EngineError("check", f"{node} has {have} MiB of memory free, the container needs {need}")
+        stat = os.statvfs(self.docker.root)
+        free = stat.f_bavail * stat.f_frsize
+        wanted = about["files"] + about["memory"] + 2 * image + _SPARE
+        if wanted > free:
+            reason = (
+                f"{node} has {free >> 20} MiB free in {self.docker.root}, the container needs {wanted >> 20}"
+            )
+            raise EngineError("check", reason, "make room there (docker system prune)")
+
+    def _image(self, about: dict[str, Any]) -> str | None:
+        """How to name the container's image here, None if it is not there."""
+        for reference in (about["image"]["reference"], about["image"]["id"]):
+            here = self.docker.image(reference)
+            if here is not None and here["Id"] == about["image"]["id"]:
+                return str(reference)
+        return None
+
+    def prepare(self, about: dict[str, Any]) -> str:  # noqa: ARG002
+        """A place for what comes; its data socket. Raises MigroceError, OSError."""
+        self.where.mkdir(mode=0o700, parents=True)
+        self.adopt()
+        path = self._listen()
+        self._received = defaultdict(Future)
+        return path
+
+    def make(self, about: dict[str, Any]) -> None:
+        """Make the container, now that its image is there. Raises EngineError."""
+        found = about["inspect"]
+        image = self._image(about)
+        if image is None:
+            raise EngineError("prepare", f"{about['image']['reference']} did not arrive on {self.ctx.name}")
+        named = [each.name for each in dockerspec.volumes(found) if not each.anonymous]
+        new = [name for name in named if self.docker.volume(name) is None]
+        write_json(self.where / "made.json", {"volumes": new})
+        key = self.docker.create(self.container, dockerspec.creation(found, image))
+        write_json(self.where / "made.json", {"id": key, "volumes": new})
+        for network, endpoint in list(dockerspec.endpoints(found).items())[1:]:
+            self.docker.connect(network, key, endpoint)
+        here = self.found()
+        assert here is not None
+        self._roots["layer"] = Path(here["GraphDriver"]["Data"]["UpperDir"])
+        places = {each.destination: each.source for each in dockerspec.volumes(here)}
+        for number, volume in enumerate(dockerspec.volumes(found)):
+            root = self._roots[f"volume{number}"] = Path(places[volume.destination])
+            for entry in list(root.iterdir()):  # what the image had there
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        mem = dockerkit.place(self.where, about["memory"], self.id, None)
+        self.dumps = mem / "rdma"
+        self.dumps.mkdir()
+        self.images = self._checkpoint(key)
+        self.images.mkdir(mode=0o700, parents=True)
+
+    def _checkpoint(self, key: str) -> Path:
+        """Where `docker start` looks for the checkpoint."""
+        return self.docker.root / "containers" / key / "checkpoints" / _CHECKPOINT
+
+    # -- data ----------------------------------------------------------------------------------------------
+
+    def _consume(self, header: dict[str, Any], stream: BinaryIO) -> int:
+        what = str(header["what"])
+        if what == "image":
+            return self._load(stream)
+        if what in ("images", "rdma"):
+            return streams.receive_files(stream, self.images if what == "images" else self.dumps)[0]
+        root = self._roots[what.removesuffix("-rest")]
+        tree.remove(root, header["remove"])
+        return tree.unpack(root, stream)
+
+    def _load(self, stream: BinaryIO) -> int:
+        total = 0
+
+        def chunks() -> Iterator[bytes]:
+            nonlocal total
+            while data := stream.read(1 << 20):
+                total += len(data)
+                yield data
+
+        self.docker.load(chunks())
+        return total
+
+    # -- restore -------------------------------------------------------------------------------------------
+
+    def prepare_rdma(self) -> dict[str, Any]:
+        """Let the agent check the dumps and reserve their ids. Raises AgentError."""
+        found = self.found() or {}
+        with self.engine.agent() as agent:
+            dumps = [str(path) for path in sorted(self.dumps.iterdir())]
+            return dict(agent.container_prepare(agent_name(found), netns=None, gid=None, dumps=dumps))
+
+    def restore(self, neighbours: list[dict[str, Any]]) -> dict[str, Any]:  # noqa: ARG002
+        """Restore the container; it runs, with its network. {pid, ms}. Raises EngineError."""
+        started = time.monotonic()
+        self.plugged = True
+        key = str(self.made["id"])
+        try:
+            self.docker.start(key, _CHECKPOINT)
+        except EngineError as exc:
+            log = re.search(r"log file: (\S+?\.log)", exc.reason)
+            reason = runc.criu_reason(Path(log[1])) if log else None
+            raise EngineError("restore", reason or exc.reason, exc.mend) from exc
+        found = self.found()
+        if found is None or never_started(found):
+            raise EngineError("restore", f"Docker on {self.ctx.name} did not start {self.container}")
+        return {"pid": found["State"]["Pid"], "ms": (time.monotonic() - started) * 1000}
+
+    def plug(self) -> None:
+        """Docker has done it."""
+
+    def resume(self, timeout_ms: int) -> dict[str, Any]:
+        """Let the agent resume the RDMA contexts; {contexts, qps, ms}. Raises AgentError."""
+        found = self.found()
+        if found is None:
+            raise EngineError("resume", f"{self.container} is not on {self.ctx.name} any more")
+        with self.engine.agent() as agent:
+            return dict(agent.container_resume(agent_name(found), timeout_ms=timeout_ms))
+
+    def status(self) -> dict[str, Any]:
+        """How far the container has come here: {here, alive, exit_status}; for `recover`."""
+        found = self.found()
+        if found is None or never_started(found):
+            return {"here": found is not None, "alive": False, "exit_status": None}
+        alive = bool(found["State"]["Running"])
+        return {"here": True, "alive": alive, "exit_status": None if alive else found["State"]["ExitCode"]}
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """The container belongs here now. Can be repeated. Raises EngineError, OSError."""
+        found = self.found()
+        if found is not None:
+            shutil.rmtree(self._checkpoint(found["Id"]), ignore_errors=True)
+            dockerkit.leave_volumes(self.ctx, [each.name for each in dockerspec.volumes(found)], left=False)
+            dockerkit.note_arrival(self.ctx, self.id, found["Id"])
+        self._close()
+        dockerkit.release(self.where)
+        shutil.rmtree(self.where, ignore_errors=True)
+
+    def undo(self) -> None:
+        """Remove everything this migration made here. Can be repeated. Raises EngineError."""
+        made = read_json(self.where / "made.json")
+        if key := made.get("id") or self._unfinished():
+            self.docker.remove(key, volumes=True)
+            with contextlib.suppress(AgentError), self.engine.agent() as agent:
+                agent.container_remove(key)
+        for name in made.get("volumes", []):
+            with contextlib.suppress(EngineError):
+                self.docker.remove_volume(name)
+        dockerkit.release(self.where)
+        for rest in ("in.sock", "made.json"):
+            (self.where / rest).unlink(missing_ok=True)
+        self._close()
+
+    def _unfinished(self) -> str | None:
+        """The container's id if we died between making it and noting that."""
+        if "volumes" not in read_json(self.where / "made.json"):
+            return None
+        found = self.docker.inspect(self.container)
+        return str(found["Id"]) if found is not None and never_started(found) else None
+
+
+def never_started(found: dict[str, Any]) -> bool:
+    """Whether the container has not run yet."""
+    return not found["State"]["Running"] and docker.never(found["State"]["StartedAt"])
