@@ -2,8 +2,8 @@
 """From `docker inspect` of a container with many options: what moves, what is refused, how it is made again.
 
 inspect-20.10.json: docker run --runtime migroce --hostname hh --network rdma-net --ip 10.0.1.9 -v vol2:/data
--v /anon -v /tmp:/host:ro --tmpfs /scratch -e A=b --label k=v --ulimit nofile=1000:2000 --memory 300m --cpus 1.5
---user 0 -w /tmp --restart on-failure:3 --entrypoint sleep docker-repo/perftest 1000
+-v /anon -v /tmp:/host:ro --tmpfs /scratch -e A=b --label k=v --ulimit nofile=1000:2000 --memory 300m
+--cpus 1.5 --user 0 -w /tmp --restart on-failure:3 --entrypoint sleep docker-repo/perftest 1000
 """
 
 from __future__ import annotations

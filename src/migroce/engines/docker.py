@@ -300,8 +300,10 @@ def device(found: Mapping[str, Any]) -> bool:
     runtime = str(host.get("Runtime") or "")
     requests = host.get("DeviceRequests") or []
     cdi = any("migroce" in str(id_) for each in requests for id_ in each.get("DeviceIDs") or [])
-    annotations = host.get("Annotations") or {}
-    return cdi or (runtime.rpartition("/")[2].startswith(RUNTIME) and annotations.get("migroce") != "off")
+    said = [f"{name}={value}" for name, value in (host.get("Annotations") or {}).items()]
+    said += found["Config"].get("Env") or []
+    off = any(each.lower() in ("migroce=off", "migroce=0", "migroce=no", "migroce=false") for each in said)
+    return cdi or (runtime.rpartition("/")[2].startswith(RUNTIME) and not off)
 
 
 def addresses(found: Mapping[str, Any]) -> dict[str, str]:

@@ -192,7 +192,9 @@ def start(ctx: NodeContext, docker: Docker, command: Sequence[str]) -> None:
     env.update(MIGROCE_LAB_STATE=str(state), MIGROCE_ADMIN=str(ctx.agent))
     (state / "docker.pid").unlink(missing_ok=True)
     argv = ["dockerd", "--config-file", str(state / "daemon.json")]
-    space = ["unshare", "--mount", "--uts", "--propagation", "slave", "sh", "-c", _START, "sh", ctx.name]
+    # The node's own PATH, set by `command`, does not know CRIU.
+    space = ["env", f"PATH={env['PATH']}", "unshare", "--mount", "--uts", "--propagation", "slave"]
+    space += ["sh", "-c", _START, "sh", ctx.name]
     with (state / "dockerd.log").open("ab") as log:
         done = subprocess.run(
             ["setsid", "--fork", *command, *space, str(run / "shared"), *argv], env=env, cwd="/",

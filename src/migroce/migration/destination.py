@@ -161,6 +161,12 @@ class DestinationSide:
                 raise EngineError("recover", f"another process works on {self.where}")
             time.sleep(0 if self._lock is not None else 0.02)
 
+    def _still_here(self, step: str) -> None:
+        """Have the lock, and see that a worker that was given up has not undone all. Raises EngineError."""
+        self.adopt()
+        if not self.here():
+            raise EngineError(step, f"{self.container} is not on {self.ctx.name} any more")
+
     def _make_room(self) -> None:
         mem = self.where / "mem"
         mem.mkdir(mode=0o700)
@@ -257,7 +263,8 @@ class DestinationSide:
         return {"pid": pid, "ms": (time.monotonic() - started) * 1000}
 
     def plug(self) -> None:
-        """Put the container on the network and say so. Can be repeated. Raises OSError."""
+        """Put the container on the network and say so. Can be repeated. Raises OSError, EngineError."""
+        self._still_here("resume")
         config = read_json(self.bundle / "config.json")
         netns = bundles.network_namespace(config)[1]
         if netns is None:
@@ -275,17 +282,21 @@ class DestinationSide:
         with self.engine.agent() as agent:
             return dict(agent.container_resume(self.container, timeout_ms=timeout_ms))
 
+    def here(self) -> bool:
+        """Whether the container here is the one that this migration brings, or has brought."""
+        metadata = read_json(self.bundle / "container.json")
+        return self.id in (metadata.get("incoming"), metadata.get("came"))
+
     def status(self) -> dict[str, Any]:
         """How far the container has come here: {here, alive, exit_status}; for `recover`."""
         info = self.engine.info(self.container)
-        metadata = read_json(self.bundle / "container.json")
-        here = metadata.get("incoming") == self.id or metadata.get("came") == self.id
-        return {"here": here, "alive": info.pid is not None, "exit_status": info.exit_status}
+        return {"here": self.here(), "alive": info.pid is not None, "exit_status": info.exit_status}
 
     # -- the end -------------------------------------------------------------------------------------------
 
     def commit(self) -> None:
-        """The container belongs here now. Can be repeated. Raises OSError."""
+        """The container belongs here now. Can be repeated. Raises OSError, EngineError."""
+        self._still_here("commit")
         metadata = read_json(self.bundle / "container.json")
         if metadata.pop("incoming", None) is not None:
             metadata["came"] = self.id

@@ -41,6 +41,7 @@ class DockerDestination(DestinationSide):
         super().__init__(ctx, migration, container)
         self.docker = DockerEngine(ctx)
         self._roots: dict[str, Path] = {}
+        self._device = False
 
     @property
     def made(self) -> dict[str, Any]:
@@ -200,11 +201,26 @@ class DockerDestination(DestinationSide):
             root = self._roots[f"volume{number}"] = Path(places[volume.destination])
             for entry in list(root.iterdir()):  # what the image had there
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-        mem = dockerkit.place(self.where, about["memory"], self.id, None)
-        self.dumps = mem / "rdma"
-        self.dumps.mkdir()
+        self._checkpoint(key).mkdir(mode=0o700, parents=True)
         self.images = self._checkpoint(key)
-        self.images.mkdir(mode=0o700, parents=True)
+        if self._ours(about["runtime"]):
+            # Docker would pass the images through containerd's store, 40 ms a MB: our runtime is told where
+            # they are.
+            self.images = dockerkit.place(self.where, about["memory"], self.id, None) / "images"
+            self.images.mkdir()
+            link = dockerkit.runtime_file(self.ctx, key, "images")
+            link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(self.images)
+        self.dumps = self.images / dockerkit.BESIDE
+        self._device = bool(about["device"])
+        if self._device:
+            self.dumps.mkdir()
+
+    def _ours(self, runtime: str) -> bool:
+        """Whether a runtime of the node's Docker is migroce-runtime."""
+        path = (self.docker.about["Runtimes"].get(runtime) or {}).get("path", "")
+        return os.path.basename(str(path)) == dockerkit.RUNTIME
 
     def _checkpoint(self, key: str) -> Path:
         """Where `docker start` looks for the checkpoint."""
@@ -216,11 +232,22 @@ class DockerDestination(DestinationSide):
         what = str(header["what"])
         if what == "image":
             return self._load(stream)
+        if what == "log":
+            return self._write_log(stream)
         if what in ("images", "rdma"):
             return streams.receive_files(stream, self.images if what == "images" else self.dumps)[0]
         root = self._roots[what.removesuffix("-rest")]
         tree.remove(root, header["remove"])
         return tree.unpack(root, stream)
+
+    def _write_log(self, stream: BinaryIO) -> int:
+        key = str(self.made["id"])
+        data = stream.read()
+        if data:
+            path = self.docker.root / "containers" / key / f"{key}-json.log"
+            path.write_bytes(data)
+            path.chmod(0o640)
+        return len(data)
 
     def _load(self, stream: BinaryIO) -> int:
         total = 0
@@ -238,7 +265,9 @@ class DockerDestination(DestinationSide):
 
     def prepare_rdma(self) -> dict[str, Any]:
         """Let the agent check the dumps and reserve their ids. Raises AgentError."""
-        found = self.found() or {}
+        found = self.found()
+        if found is None:
+            raise EngineError("dump", f"{self.container} is not on {self.ctx.name} any more")
         with self.engine.agent() as agent:
             dumps = [str(path) for path in sorted(self.dumps.iterdir())]
             return dict(agent.container_prepare(agent_name(found), netns=None, gid=None, dumps=dumps))
@@ -248,6 +277,9 @@ class DockerDestination(DestinationSide):
         started = time.monotonic()
         self.plugged = True
         key = str(self.made["id"])
+        if self._device:
+            count = len(list(self.dumps.glob("*.dump")))
+            write_json(self.dumps / "checkpoint.json", {"version": 1, "contexts": count})
         try:
             self.docker.start(key, _CHECKPOINT)
         except EngineError as exc:
@@ -257,22 +289,30 @@ class DockerDestination(DestinationSide):
         found = self.found()
         if found is None or never_started(found):
             raise EngineError("restore", f"Docker on {self.ctx.name} did not start {self.container}")
+        write_json(self.where / "made.json", {**self.made, "started": True})
         return {"pid": found["State"]["Pid"], "ms": (time.monotonic() - started) * 1000}
 
     def plug(self) -> None:
-        """Docker has done it."""
+        """Docker has done it. Raises EngineError if the container is gone."""
+        self._still_here("resume")
 
     def resume(self, timeout_ms: int) -> dict[str, Any]:
         """Let the agent resume the RDMA contexts; {contexts, qps, ms}. Raises AgentError."""
         found = self.found()
-        if found is None:
-            raise EngineError("resume", f"{self.container} is not on {self.ctx.name} any more")
+        if found is None or not found["State"]["Running"]:
+            return {"contexts": 0, "qps": 0, "ms": 0.0}
         with self.engine.agent() as agent:
             return dict(agent.container_resume(agent_name(found), timeout_ms=timeout_ms))
+
+    def here(self) -> bool:
+        """Whether this migration's container is here, or has ended here."""
+        return bool(self.status()["here"])
 
     def status(self) -> dict[str, Any]:
         """How far the container has come here: {here, alive, exit_status}; for `recover`."""
         found = self.found()
+        if found is None and self.made.get("started"):  # it has ended, and was made with --rm
+            return {"here": True, "alive": False, "exit_status": 0}
         if found is None or never_started(found):
             return {"here": found is not None, "alive": False, "exit_status": None}
         alive = bool(found["State"]["Running"])
@@ -282,9 +322,11 @@ class DockerDestination(DestinationSide):
 
     def commit(self) -> None:
         """The container belongs here now. Can be repeated. Raises EngineError, OSError."""
+        self._still_here("commit")
         found = self.found()
         if found is not None:
             shutil.rmtree(self._checkpoint(found["Id"]), ignore_errors=True)
+            dockerkit.runtime_file(self.ctx, found["Id"], "images").unlink(missing_ok=True)
             dockerkit.leave_volumes(self.ctx, [each.name for each in dockerspec.volumes(found)], left=False)
             dockerkit.note_arrival(self.ctx, self.id, found["Id"])
         self._close()
@@ -296,6 +338,7 @@ class DockerDestination(DestinationSide):
         made = read_json(self.where / "made.json")
         if key := made.get("id") or self._unfinished():
             self.docker.remove(key, volumes=True)
+            dockerkit.runtime_file(self.ctx, key, "images").unlink(missing_ok=True)
             with contextlib.suppress(AgentError), self.engine.agent() as agent:
                 agent.container_remove(key)
         for name in made.get("volumes", []):

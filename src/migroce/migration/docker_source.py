@@ -26,7 +26,7 @@ from migroce.agent.errors import AgentError
 from migroce.engines import dockerspec, runc
 from migroce.engines.cgroup import Freezer
 from migroce.engines.context import NodeContext, read_json, write_json
-from migroce.engines.docker import DockerEngine, Shim, device
+from migroce.engines.docker import DockerEngine, Shim
 from migroce.errors import EngineError, MigrationError
 from migroce.migration import dockerkit, journal, streams, tree
 from migroce.migration.dockerkit import agent_name
@@ -79,7 +79,7 @@ class DockerSource(SourceSide):
         if criu.find() is None:
             raise EngineError("check", f"{self.ctx.name} has no criu", "see `migroce doctor`")
         shim.runc()
-        with_device = device(found)
+        with_device = dockerkit.runtime_file(self.ctx, found["Id"], "json").exists()
         state = shim.state()
         Freezer.of(state.get("cgroup_paths") or {})
         image = self.docker.image(found["Image"])
@@ -88,11 +88,13 @@ class DockerSource(SourceSide):
                 "check", f"{self.container}'s image is not on {self.ctx.name} any more", "load it again"
             )
         volumes = dockerspec.volumes(found)
+        parts = ["layer", *(f"volume{number}" for number, _ in enumerate(volumes))]
         return {
             "engine": "docker",
             "container": self.container,
             "inspect": found,
             "device": with_device,
+            "runtime": str(found["HostConfig"].get("Runtime") or "runc"),
             "image": {"id": image["Id"], "size": image.get("Size", 0), "reference": found["Config"]["Image"]},
             "architecture": platform.machine(),
             "memory": self._memory(state),
@@ -103,8 +105,8 @@ class DockerSource(SourceSide):
                 each["NodeID"] for each in self.docker.about.get("Swarm", {}).get("RemoteManagers") or []
             ),
             "interfaces": [],
-            "before": ["layer", *(f"volume{number}" for number, _ in enumerate(volumes))],
-            "after": ["layer-rest", *(f"volume{number}-rest" for number, _ in enumerate(volumes)), "images"],
+            "before": parts,
+            "after": [*(f"{part}-rest" for part in parts), "log", "images"],
         }
 
     def _networks(self, found: dict[str, Any]) -> dict[str, Any]:
@@ -145,6 +147,8 @@ class DockerSource(SourceSide):
     def _produce(self, what: str, sock: socket.socket) -> int:
         if what == "image":
             return self._send_image(sock)
+        if what == "log":
+            return self._send_log(sock)
         if what.startswith("volume"):
             number = int(what.removeprefix("volume").removesuffix("-rest"))
             return self._send_tree(what, Path(dockerspec.volumes(self.found)[number].source), sock)
@@ -160,6 +164,15 @@ class DockerSource(SourceSide):
         header(sock, {"what": what, "remove": gone})
         with streams.writer(sock) as target:
             return tree.pack(root, send, target)
+
+    def _send_log(self, sock: socket.socket) -> int:
+        """What `docker logs` shows, if it is kept in a file."""
+        header(sock, {"what": "log"})
+        path = Path(self.found.get("LogPath") or "/")
+        if not path.is_file():
+            return 0
+        with path.open("rb") as log:
+            return sock.sendfile(log)
 
     def _send_image(self, sock: socket.socket) -> int:
         total = 0
@@ -252,7 +265,7 @@ class DockerSource(SourceSide):
         unlock(self.netns())
         self.freezer().thaw()
         done: dict[str, Any] = {"contexts": 0, "qps": 0}
-        if stopped and device(self.found):
+        if stopped:
             with self.engine.agent() as agent:
                 done = dict(agent.container_resume(agent_name(self.found), timeout_ms=timeout_ms))
         self._finish(how)
@@ -271,9 +284,8 @@ class DockerSource(SourceSide):
         self.docker.remove(found["Id"], volumes=True)
         named = [each.name for each in dockerspec.volumes(found) if not each.anonymous]
         dockerkit.leave_volumes(self.ctx, named, left=True)
-        if device(found):
-            with contextlib.suppress(AgentError), self.engine.agent() as agent:
-                agent.container_remove(agent_name(found))
+        with contextlib.suppress(AgentError), self.engine.agent() as agent:
+            agent.container_remove(agent_name(found))
         self._finish("done")
 
     def _end(self) -> None:

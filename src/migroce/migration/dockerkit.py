@@ -15,6 +15,10 @@ from migroce.engines.context import NodeContext, read_json, write_json
 
 _SHARED_MEMORY = Path("/dev/shm")
 _SPARE = 64 << 20
+RUNTIME = "migroce-runtime"
+"""Our OCI runtime's program."""
+BESIDE = "migroce"
+"""Where it has the RDMA dumps, among the images (see migroce.runtime.wrap)."""
 
 
 def place(where: Path, need: int, migration: str, process: int | None) -> Path:
@@ -49,6 +53,11 @@ def release(where: Path) -> None:
     if where.is_dir():
         shutil.rmtree(placed(where), ignore_errors=True)
         (where / "mem.json").unlink(missing_ok=True)
+
+
+def runtime_file(ctx: NodeContext, key: str, kind: str) -> Path:
+    """A file by which migroce-runtime knows, or is told, of a container (see migroce.runtime.wrap)."""
+    return ctx.agent.parent / "runtime" / f"{key}.{kind}"
 
 
 def agent_name(found: Mapping[str, Any]) -> str:
@@ -86,6 +95,6 @@ def note_arrival(ctx: NodeContext, migration: str, key: str) -> None:
 
 
 def arrival(ctx: NodeContext, migration: str) -> dict[str, Any]:
-    """{id} of the container that came here by `migration`; empty if none has."""
+    """{id, started} of the container that came here by `migration`; empty if none has."""
     key = read_json(ctx.state / "arrivals.json").get(migration)
-    return {"id": key} if key else {}
+    return {"id": key, "started": True} if key else {}

@@ -167,7 +167,8 @@ class Migration:
             report.layer_bytes += report.layer_rest_bytes
         with self._phase("restore", f"{report.images_bytes >> 10} KiB of images", note=note):
             restoring = destination.submit("restore", neighbours=dumped["neighbours"])
-            if self._device:  # its sockets are then there when the first process runs, before runc has ended
+            if self._device and self.engine == "oci":
+                # Its sockets are then there when the first process runs, before runc has ended.
                 self._resuming = destination.submit("resume", timeout_ms=RESUME_TIMEOUT_MS)
             report.parts["criu_restore"] = restoring.result(CALL_LIMIT)["ms"]
         with self._phase("resume", note=note):
@@ -265,8 +266,13 @@ class Migration:
     def _arrived(self, cause: BaseException) -> bool:
         """Whether the container has come to the destination. Raises MigrationError if nobody knows."""
         where = self._destination.node.name
+
+        def look() -> dict[str, Any]:
+            self._destination("adopt")  # after a worker that was given up has undone what it had made
+            return dict(self._destination("status"))
+
         try:
-            status = retry(lambda: self._destination("status"))
+            status = retry(look)
         except MigroceError as exc:
             reason = f"whether {self.container} runs on {where} is not known: {exc}"
             mend = f"make {where} reachable and run `migroce recover`; what failed first: {cause}"

@@ -117,10 +117,25 @@ class Worker:
         """The container if Docker has it, and we have none of that name."""
         if self.ctx.bundle(container).is_dir() or not self.docker.here:
             return None
-        return self.docker.info(container)
+        try:
+            return self.docker.info(container)
+        except EngineError:
+            self._must_not_matter()
+            return None
 
     def _all(self) -> list[ContainerInfo]:
-        return [*self.engine.list(), *(self.docker.list() if self.docker.here else [])]
+        found = self.engine.list()
+        if self.docker.here:
+            try:
+                found += self.docker.list()
+            except EngineError:
+                self._must_not_matter()
+        return found
+
+    def _must_not_matter(self) -> None:
+        """In an `except`: Docker does not answer, which is an error where it is what makes the containers."""
+        if self.ctx.engine == "docker":
+            raise
 
     def _require(self, container: str) -> ContainerInfo:
         """As `OciEngine.require`, Docker's named too."""

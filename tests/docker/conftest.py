@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A lab with Docker for all tests, of each release in turn; a stage for each test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from tests.docker.stage import Stage
+
+from migroce.lab.api import Lab, remove
+
+RELEASES = os.environ.get("MIGROCE_DOCKER_RELEASES", "20.10 26.1").split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "docker" in item.path.parts:
+            item.add_marker(pytest.mark.root)
+
+
+@pytest.fixture(scope="session", params=RELEASES)
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Two nodes with a dockerd each."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    os.environ.pop("MIGROCE_FAULT", None)
+    name = f"dc-{os.getpid()}"
+    remove(name)
+    up = Lab.up(name, engine="docker", release=request.param)
+    try:
+        yield up
+    finally:
+        up.down()
+
+
+@pytest.fixture
+def stage(lab: Lab) -> Iterator[Stage]:
+    """A place for containers; all of them end with the test."""
+    it = Stage(lab)
+    try:
+        yield it
+    finally:
+        it.close()
