@@ -75,6 +75,7 @@ static const struct mg_ops engine_ops = {
 	.random = op_random,
 	.cq_event = op_cq_event,
 	.async_event = op_async_event,
+	.guarded = mg_guarded,
 };
 
 void mg_device_set_hooks(const struct mg_device_hooks *hooks)
@@ -239,6 +240,7 @@ static int open_device(struct mg_device *dev)
 	int fds[MG_CTL_MAX_FDS];
 	int ret;
 
+	mg_guard_install();
 	dev->net = mg_net_new();
 	dev->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (!dev->net || dev->wake_fd < 0) {

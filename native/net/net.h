@@ -152,6 +152,13 @@ void mg_net_send(struct mg_device *dev, mg_time now, unsigned tx_flags);
 /* Run due timers; `drained`: nothing waits to be received that they might be waiting for. */
 void mg_net_timers(struct mg_device *dev, mg_time now, bool drained);
 
+/* ---- guard.c: memory of the application that may not be there any more -------------------------- */
+
+void mg_guard_install(void); /* takes SIGSEGV and SIGBUS, once; passes on what is not ours */
+/* access(what), in the caller's thread; false when it faulted. No lock may be taken within. (struct mg_ops) */
+bool mg_guarded(void *arg, void (*access)(void *what), void *what);
+bool mg_readable(const struct iovec *iov, size_t n);
+
 /* ---- addr.c ----------------------------------------------------------------------------------- */
 
 /*

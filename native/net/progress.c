@@ -253,6 +253,8 @@ int mg_progress_start(struct mg_device *dev)
 	pthread_attr_setstacksize(&attr, MG_THREAD_STACK);
 	/* The application's signals are for its own threads. */
 	sigfillset(&all);
+	sigdelset(&all, SIGSEGV); /* guard.c */
+	sigdelset(&all, SIGBUS);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	ret = pthread_create(&dev->thread, &attr, run, dev);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);

@@ -277,18 +277,50 @@ static bool unacked(const struct mg_pkt *pkt)
 	return svc == MG_SVC_UC || svc == MG_SVC_UD;
 }
 
+/* Messages [from, to), one train each. */
+struct building {
+	struct mg_device *dev;
+	struct mg_sock *s;
+	size_t from, to;
+};
+
+static void build_all(void *what)
+{
+	const struct building *w = what;
+	struct builder b = {.net = w->dev->net, .port = &w->dev->port};
+
+	for (size_t i = w->from; i < w->to; i++)
+		build(&b, w->s, i, &b.net->train[i]);
+}
+
+/* The same, unless memory that is to be sent has gone: then all of them count as lost. */
+static bool build_trains(struct mg_device *dev, struct mg_sock *s, size_t from, size_t to)
+{
+	struct building what = {dev, s, from, to};
+	struct mg_net *net = dev->net;
+
+	if (mg_guarded(NULL, build_all, &what))
+		return true;
+	for (size_t i = from; i < to; i++)
+		for (size_t k = net->train[i].first; k < net->train[i].first + net->train[i].n; k++) {
+			mg_count(dev->engine, MG_CNT_TX_ERRORS, 1);
+			if (!mg_readable(net->pkt[k].iov, net->pkt[k].n_iov))
+				mg_tx_fault(dev->engine, net->pkt + k);
+		}
+	return false;
+}
+
 /* Send the trains [from, to), all through one socket. */
 static void send_trains(struct mg_device *dev, struct mg_sock *s, size_t from, size_t to)
 {
 	struct mg_net *net = dev->net;
-	struct builder b = {.net = net, .port = &dev->port};
 	int patience = MG_SEND_WAIT_MS;
 
-	for (size_t i = from; i < to; i++) {
+	if (!build_trains(dev, s, from, to))
+		return;
+	for (size_t i = from; i < to; i++)
 		if (unacked(net->pkt + net->train[i].first))
 			patience = MG_SEND_WAIT_UNACKED_MS;
-		build(&b, s, i, &net->train[i]);
-	}
 	while (from < to) {
 		int ret = send_some(s->fd, &net->msg[from], to - from, patience);
 		const struct mg_train t = net->train[from];
@@ -306,8 +338,9 @@ static void send_trains(struct mg_device *dev, struct mg_sock *s, size_t from, s
 		for (size_t k = 0; k < t.n; k++) {
 			const struct mg_train one = {t.first + k, 1};
 
-			b = (struct builder){.net = net, .port = &dev->port};
-			build(&b, s, from, &one);
+			net->train[from] = one;
+			if (!build_trains(dev, s, from, from + 1))
+				continue;
 			ret = send_some(s->fd, &net->msg[from], 1, patience);
 			if (ret < 0)
 				note_error(dev, 1, net->pkt + one.first, -ret);
@@ -315,9 +348,8 @@ static void send_trains(struct mg_device *dev, struct mg_sock *s, size_t from, s
 				net->gso = false; /* it was the train, not the packet */
 		}
 		from++;
-		b = (struct builder){.net = net, .port = &dev->port};
-		for (size_t i = from; i < to; i++)
-			build(&b, s, i, &net->train[i]);
+		if (!build_trains(dev, s, from, to))
+			return;
 	}
 }
 

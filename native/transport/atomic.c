@@ -23,8 +23,29 @@ void mg_atomic_build(struct mg_qp *qp, const struct mg_swqe *w, struct mg_pkt *p
 	mg_pkt_finish(qp, p, &h, 0);
 }
 
+struct word {
+	uint64_t *at;
+	const struct mg_hdrs *h;
+	uint64_t orig;
+};
+
+static void change(void *what)
+{
+	struct word *w = what;
+	const struct mg_hdrs *h = w->h;
+
+	if (h->opcode == MG_OP_CMP_SWAP) {
+		w->orig = h->atomic.compare;
+		__atomic_compare_exchange_n(w->at, &w->orig, h->atomic.swap_add, false, __ATOMIC_SEQ_CST,
+					    __ATOMIC_SEQ_CST);
+	} else {
+		w->orig = __atomic_fetch_add(w->at, h->atomic.swap_add, __ATOMIC_SEQ_CST);
+	}
+}
+
 uint8_t mg_atomic_execute(struct mg_qp *qp, const struct mg_hdrs *h, uint64_t *orig)
 {
+	struct word w;
 	uint8_t *at;
 
 	if (!(qp->access & IBV_ACCESS_REMOTE_ATOMIC))
@@ -36,12 +57,11 @@ uint8_t mg_atomic_execute(struct mg_qp *qp, const struct mg_hdrs *h, uint64_t *o
 		return MG_NAK_REM_ACCESS;
 	if ((uintptr_t)at & 7) /* its remote view is aligned, but the word itself is not */
 		return MG_NAK_INVALID_REQ;
-	if (h->opcode == MG_OP_CMP_SWAP) {
-		*orig = h->atomic.compare;
-		__atomic_compare_exchange_n((uint64_t *)(void *)at, orig, h->atomic.swap_add, false,
-					    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-	} else {
-		*orig = __atomic_fetch_add((uint64_t *)(void *)at, h->atomic.swap_add, __ATOMIC_SEQ_CST);
-	}
+	w = (struct word){.at = (uint64_t *)(void *)at, .h = h};
+	if (!qp->e->ops->guarded)
+		change(&w);
+	else if (!qp->e->ops->guarded(qp->e->arg, change, &w))
+		return MG_NAK_REM_ACCESS;
+	*orig = w.orig;
 	return 0;
 }

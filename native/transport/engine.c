@@ -198,6 +198,19 @@ size_t mg_tx(struct mg_engine *e, mg_time now, unsigned flags, struct mg_pkt *ou
 	return n;
 }
 
+void mg_tx_fault(struct mg_engine *e, const struct mg_pkt *pkt)
+{
+	struct mg_qp *qp = mg_idtab_get(&e->qps, pkt->qpn);
+	uint32_t psn = (uint32_t)pkt->hdr[9] << 16 | (uint32_t)pkt->hdr[10] << 8 | pkt->hdr[11];
+
+	if (!qp || !mg_qp_connected(qp))
+		return;
+	if (mg_opinfo[pkt->hdr[0]].mask & MG_P_REQUEST)
+		mg_req_fault(qp, psn);
+	else
+		mg_resp_fault(qp, psn);
+}
+
 bool mg_tx_pending(const struct mg_engine *e)
 {
 	return !e->stopped && (e->ready.next != &e->ready || e->held.next != &e->held);

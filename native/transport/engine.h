@@ -53,6 +53,11 @@ struct mg_ops {
 	void (*cq_event)(void *arg, struct mg_cq *cq);
 	/* An asynchronous event; `object` is the mg_qp / mg_cq / mg_srq it is about. */
 	void (*async_event)(void *arg, enum ibv_event_type type, void *object);
+	/*
+	 * Do access(what), which reads or writes memory of the application; false when that memory has
+	 * gone (it may have been half done then). NULL: it never goes.
+	 */
+	bool (*guarded)(void *arg, void (*access)(void *what), void *what);
 };
 
 struct mg_config {
@@ -176,6 +181,7 @@ struct mg_pkt {
 	uint8_t n_iov;
 	uint16_t hdr_len;
 	uint32_t len;
+	uint32_t qpn; /* whose it is */
 	struct iovec iov[MG_MAX_SGE];
 	uint8_t hdr[64 + MG_PKT_COPY];
 };
@@ -188,6 +194,11 @@ struct mg_pkt {
  */
 #define MG_TX_LAZY 1u
 size_t mg_tx(struct mg_engine *e, mg_time now, unsigned flags, struct mg_pkt *out, size_t max);
+/*
+ * A packet that cannot be sent: memory in its iov has gone. Its request fails, or the READ it answers is
+ * refused. It counts as lost, with whatever else was not sent.
+ */
+void mg_tx_fault(struct mg_engine *e, const struct mg_pkt *pkt);
 bool mg_tx_pending(const struct mg_engine *e); /* something is (or lazily could be) ready for mg_tx */
 
 /* A received UDP payload, ICRC already verified by the caller and still at its end. */

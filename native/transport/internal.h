@@ -371,6 +371,7 @@ struct mg_mr *mg_mr_find(struct mg_engine *e, uint32_t key);
 /* The memory behind [va, va+len) of `key` for a local or remote access, or NULL. */
 uint8_t *mg_mr_map(struct mg_pd *pd, uint32_t key, uint64_t va, uint64_t len, unsigned need);
 
+bool mg_copy(struct mg_engine *e, void *to, const void *from, size_t n); /* false: memory has gone */
 /* sge.c: a message's bytes [offset, offset+len) in its scatter/gather list */
 int mg_sge_gather(struct mg_pd *pd, const struct ibv_sge *sge, uint32_t n_sge, uint32_t offset, uint32_t len,
 		  struct mg_pkt *p); /* fills p->iov; EFAULT: a bad lkey or range */
@@ -432,7 +433,8 @@ enum mg_tx_result {
 enum mg_tx_result mg_req_tx(struct mg_qp *qp, mg_time now, unsigned flags, struct mg_pkt *p);
 /* The packet at snd of a SEND or WRITE; enum ibv_wc_status. */
 int mg_req_build_data(struct mg_qp *qp, struct mg_swqe *w, bool ackreq, struct mg_pkt *p);
-void mg_req_go_back(struct mg_qp *qp); /* transmit again from the oldest unacknowledged */
+void mg_req_go_back(struct mg_qp *qp);		   /* transmit again from the oldest unacknowledged */
+void mg_req_fault(struct mg_qp *qp, uint32_t psn); /* the memory of the request that has it has gone */
 void mg_req_flush(struct mg_qp *qp);
 void mg_req_reset(struct mg_qp *qp);
 mg_time mg_req_deadline(const struct mg_qp *qp);
@@ -474,6 +476,7 @@ uint8_t mg_atomic_execute(struct mg_qp *qp, const struct mg_hdrs *h, uint64_t *o
 /* responder.c */
 void mg_resp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h);
 enum mg_tx_result mg_resp_tx(struct mg_qp *qp, unsigned flags, struct mg_pkt *p);
+void mg_resp_fault(struct mg_qp *qp, uint32_t psn); /* the memory that an answer is read from has gone */
 void mg_resp_flush(struct mg_qp *qp);
 void mg_resp_reset(struct mg_qp *qp);
 int mg_resp_resources(struct mg_qp *qp, uint32_t n);

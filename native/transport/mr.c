@@ -98,6 +98,29 @@ struct mg_mr *mg_mr_find(struct mg_engine *e, uint32_t key)
 	return mr;
 }
 
+struct copy {
+	void *to;
+	const void *from;
+	size_t n;
+};
+
+static void do_copy(void *what)
+{
+	const struct copy *c = what;
+
+	memcpy(c->to, c->from, c->n);
+}
+
+bool mg_copy(struct mg_engine *e, void *to, const void *from, size_t n)
+{
+	struct copy c = {to, from, n};
+
+	if (e->ops->guarded)
+		return e->ops->guarded(e->arg, do_copy, &c);
+	do_copy(&c);
+	return true;
+}
+
 uint8_t *mg_mr_map(struct mg_pd *pd, uint32_t key, uint64_t va, uint64_t len, unsigned need)
 {
 	struct mg_mr *mr = mg_mr_find(pd->e, key);

@@ -357,6 +357,7 @@ void mg_pkt_finish(struct mg_qp *qp, struct mg_pkt *p, struct mg_hdrs *h, uint32
 	struct mg_engine *e = qp->e;
 
 	h->pad = (uint8_t)(-n & 3u);
+	p->qpn = qp->qpn;
 	p->src = qp->local;
 	p->dst = qp->peer;
 	p->sport = qp->sport;
@@ -368,11 +369,18 @@ void mg_pkt_finish(struct mg_qp *qp, struct mg_pkt *p, struct mg_hdrs *h, uint32
 	/* Small payloads are copied: cheaper than an iovec each, and they cannot change between the
 	 * ICRC and the kernel's copy (a counter that a peer polls by READ). */
 	if (n && n <= MG_PKT_COPY) {
-		for (unsigned i = 0; i < p->n_iov; i++) {
-			memcpy(p->hdr + p->hdr_len, p->iov[i].iov_base, p->iov[i].iov_len);
-			p->hdr_len = (uint16_t)(p->hdr_len + p->iov[i].iov_len);
+		uint32_t len = p->hdr_len;
+		unsigned i;
+
+		for (i = 0; i < p->n_iov; i++) {
+			if (!mg_copy(e, p->hdr + len, p->iov[i].iov_base, p->iov[i].iov_len))
+				break; /* the caller will find out, too, and say so (mg_tx_fault) */
+			len += (uint32_t)p->iov[i].iov_len;
 		}
-		p->n_iov = 0;
+		if (i == p->n_iov) {
+			p->hdr_len = (uint16_t)len;
+			p->n_iov = 0;
+		}
 	}
 	qp->tx_packets++;
 	qp->tx_bytes += n;

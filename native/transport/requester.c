@@ -51,6 +51,24 @@ void mg_req_go_back(struct mg_qp *qp)
 	mg_qp_ready(qp);
 }
 
+void mg_req_fault(struct mg_qp *qp, uint32_t psn)
+{
+	struct mg_requester *r = &qp->req;
+	uint64_t at = mg_psn_extend(r->una, psn);
+
+	for (uint32_t i = r->head; i != r->tail; i++) {
+		struct mg_swqe *w = mg_sq_at(qp, i);
+
+		if (at < w->psn || at >= w->psn + w->n_psn)
+			continue;
+		/* As if it had been found before transmission: earlier requests complete first. */
+		w->status = IBV_WC_LOC_PROT_ERR;
+		mg_req_go_back(qp);
+		mg_comp_advance(qp);
+		return;
+	}
+}
+
 void mg_req_restart(struct mg_qp *qp, mg_time now)
 {
 	struct mg_requester *r = &qp->req;

@@ -231,8 +231,10 @@ static void rx_write(struct mg_qp *qp, const struct mg_hdrs *h)
 		rnr(qp);
 		return;
 	}
-	if (h->payload_len)
-		memcpy(to, h->payload, h->payload_len);
+	if (h->payload_len && !mg_copy(qp->e, to, h->payload, h->payload_len)) {
+		refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
+		return;
+	}
 	if (begins)
 		r->offset = 0;
 	r->offset += h->payload_len;
@@ -445,6 +447,13 @@ void mg_resp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h)
 
 /* ---- answering -------------------------------------------------------------------------------- */
 
+void mg_resp_fault(struct mg_qp *qp, uint32_t psn)
+{
+	qp->resp.epsn = psn; /* the NAK names the packet that cannot come */
+	qp->resp.job_fill = 0;
+	refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
+}
+
 static bool tx_read(struct mg_qp *qp, struct mg_pkt *p)
 {
 	struct mg_responder *r = &qp->resp;
@@ -461,10 +470,7 @@ static bool tx_read(struct mg_qp *qp, struct mg_pkt *p)
 	if (qp->xrcd)
 		leave_xrc(qp);
 	if (n && !from) {
-		/* Deregistered while we were answering: the NAK names the packet that cannot come. */
-		r->epsn = j->psn;
-		r->job_fill = 0;
-		refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
+		mg_resp_fault(qp, j->psn); /* deregistered while we were answering */
 		return false;
 	}
 	mg_qp_hdrs(qp,

@@ -39,9 +39,8 @@ int mg_sge_scatter(struct mg_pd *pd, const struct ibv_sge *sge, uint32_t n_sge, 
 		}
 		n = sge[i].length - offset < len ? sge[i].length - offset : len;
 		at = mg_mr_map(pd, sge[i].lkey, sge[i].addr + offset, n, IBV_ACCESS_LOCAL_WRITE);
-		if (!at)
+		if (!at || !mg_copy(pd->e, at, data, n))
 			return EFAULT;
-		memcpy(at, data, n);
 		data += n;
 		offset = 0;
 		len -= n;

@@ -81,8 +81,8 @@ static bool rx_write(struct mg_qp *qp, const struct mg_hdrs *h)
 		return false;
 	if (h->mask & MG_H_IMM && !mg_recv_take(qp, qp->srq))
 		return false;
-	if (h->payload_len)
-		memcpy(to, h->payload, h->payload_len);
+	if (h->payload_len && !mg_copy(qp->e, to, h->payload, h->payload_len))
+		return false;
 	r->offset += h->payload_len;
 	r->wr_va += h->payload_len;
 	r->wr_left -= h->payload_len;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* mr.c - memory regions. Nothing is pinned: the engine copies through the process's own mapping. */
+/* mr.c - memory regions. Nothing is pinned: the engine copies through the process's own
+ * mapping, and net/guard.c sees to what has been unmapped since. */
 #include "verbs/forward.h"
 #include "verbs/mgv.h"
 
