@@ -27,6 +27,9 @@
 #define MG_RCVBUF (8 << 20)
 #define MG_SNDBUF (4 << 20)
 
+#ifndef IPV6_MULTICAST_ALL
+#define IPV6_MULTICAST_ALL 29
+#endif
 #ifndef IPV6_FLOWINFO
 #define IPV6_FLOWINFO 11
 #endif
@@ -79,7 +82,7 @@ static int set_up(struct mg_net *net, int fd)
 		struct sockaddr_in6 v6;
 	} name;
 	socklen_t len = sizeof(name);
-	const int on = 1;
+	const int on = 1, off = 0;
 	int type = 0, df, flags;
 	socklen_t type_len = sizeof(type);
 	struct mg_sock *s;
@@ -126,6 +129,11 @@ static int set_up(struct mg_net *net, int fd)
 	s->fd = fd;
 	s->ttl = s->tos = -1;
 	s->mcast = false;
+	/* Only what it has joined itself: other processes' groups are not for this one. */
+	if (s == &net->sock[MG_V4])
+		setsockopt(fd, IPPROTO_IP, IP_MULTICAST_ALL, &off, sizeof(off));
+	else
+		setsockopt(fd, IPPROTO_IPV6, IPV6_MULTICAST_ALL, &off, sizeof(off));
 	if (net->want_header)
 		mg_net_tell_header(fd, s == &net->sock[MG_V4]);
 	s->hot = 0;

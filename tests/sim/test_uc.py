@@ -257,6 +257,22 @@ def test_the_standin_answers_uc_requests_with_nothing() -> None:
         p.echo()
 
 
+def test_both_move_at_once_to_other_addresses() -> None:
+    """Each RESUME finds the other's stand-in at the old address first, which points on."""
+    with Uc() as p:
+        a, b = p.stop(p.a), p.stop(p.b)
+        p.a.send(1, b"kept")
+        p.b.recv(7, 100)
+        p.go(5 * MS)
+        p.resume(p.a, a, "10.7.7.7")
+        p.go(3 * MS)
+        p.resume(p.b, b, "10.8.8.8")
+        p.go(2000 * MS)
+        assert p.a.done() == [(1, 0)] and p.b.done() == [(7, 0)]
+        assert p.a.dump().peer_gid == p.b.engine.gid and p.b.dump().peer_gid == p.a.engine.gid
+        p.echo()
+
+
 def test_moves_in_the_middle_of_a_stream() -> None:
     """Moves at any instant: what arrives is whole, in order, once; afterwards everything arrives."""
     for seed in range(12):

@@ -72,6 +72,8 @@ PERFTEST = (
     "ib_send_bw -n 500 -c UC -s 300 --use-srq -q 2",
     "ib_send_bw -n 500 -c UD -s 300 --use-srq -q 2",
     "ib_send_lat -n 200 -c UD -e -s 32 -I 64",
+    "ib_send_bw -n 500 -c UD -s 1000 -g -M 0:0:0:0:0:0:0:0:0:0:255:255:239:1:1:1",
+    "ib_send_lat -n 200 -c UD -s 100 -g -x 0 -M 255:14:0:0:0:0:0:0:0:0:0:0:0:0:1:1",
     "ib_write_bw -n 500 -c UC",
     "ib_write_bw -n 100 -c UC -b -q 4 -s 100001",
     "ib_write_lat -n 500 -c UC",

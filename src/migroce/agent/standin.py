@@ -8,7 +8,7 @@ docs/protocol.md says why. In short, to a request from a QP's peer:
 - without it, duplicate SEND or WRITE: the acknowledgement again; duplicate atomic: its recorded result;
   duplicate READ: RNR NAK for its own PSN (the data is frozen; without an answer a peer with short timeouts
   would give up);
-- responses and TOKEN: nothing, their senders repeat them;
+- responses and TOKEN: nothing, their senders repeat them; UC and UD: nothing, they may be lost;
 - RESUME of a peer that was moved meanwhile (proven by its token): its new address is noted and the
   acknowledgement of what was executed sent again, a sign of life; the RESUME itself is repeated until
   the container can take it.
@@ -41,6 +41,7 @@ from migroce.wire import (
     ROCE_PORT,
     SVC_MASK,
     SVC_RC,
+    SVC_UC,
     SVC_XRC,
     Aeth,
     Flow,
@@ -63,7 +64,7 @@ NAKs holds out for three seconds.
 """
 
 V4_PREFIX = b"\0" * 10 + b"\xff\xff"
-_SERVICES = {2: SVC_RC, 9: SVC_XRC, 10: SVC_XRC}
+_SERVICES = {2: SVC_RC, 3: SVC_UC, 9: SVC_XRC, 10: SVC_XRC}
 """The service of a QP's packets, by its type; we answer for these."""
 _RNR_CODES = tuple(rnr_timer_code(ns) for ns in RNR_TIMERS_NS)
 
@@ -151,7 +152,8 @@ class StandIn:
             return (self._resume(qp, self._moved_to), "resume") if capable else (None, "ignored")
         if opcode == Op.RESUME:
             return self._ack(qp, (record.epsn - 1) & PSN_MASK, Syndrome.ACK), "resume_heard"
-        if opcode & SVC_MASK != _SERVICES[record.type] or not info.mask & P_REQUEST:
+        service = _SERVICES[record.type]
+        if service == SVC_UC or opcode & SVC_MASK != service or not info.mask & P_REQUEST:
             return None, "ignored"
         if capable:
             return self._ack(qp, psn, Syndrome.NAK_STOPPED), "nak_stopped"
@@ -207,7 +209,10 @@ class StandIn:
 
     def _ack(self, qp: _Qp, psn: int, syndrome: int, orig: int | None = None) -> Reply:
         record = qp.record
-        opcode = _SERVICES[record.type] + (Op.ACK if orig is None else Op.ATOMIC_ACK)
+        service = _SERVICES[record.type]
+        if service == SVC_UC:  # which has none: as in the announcement (docs/protocol.md, 1)
+            service = SVC_RC
+        opcode = service + (Op.ACK if orig is None else Op.ATOMIC_ACK)
         return _reply(qp, Packet(opcode, record.peer_qpn, psn, capable=True,
                                  aeth=Aeth(syndrome, record.msn), atomic_orig=orig))
 
