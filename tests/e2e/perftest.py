@@ -21,7 +21,15 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "ib_write_lat": (),
     "ib_read_lat": (),
     "ibv_rc_pingpong": (),
+    "ib_send_bw, shared queue": ("--use-srq", "-q", "4", "-b"),
+    "ib_send_bw, events": ("-b", "-e"),
+    "ib_send_bw, XRC": ("-c", "XRC", "-q", "4", "-b"),
+    "ib_write_bw, XRC": ("-c", "XRC"),
+    "ib_read_bw, XRC": ("-c", "XRC"),
+    "ibv_srq_pingpong": (),
+    "ibv_xsrq_pingpong": (),
 }
+"""Options by a program's name, perhaps with a word on what is particular about them."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -50,24 +58,25 @@ def shape(output: str) -> list[str]:
     """The lines of a program's output with numbers (also hexadecimal, GIDs) replaced."""
     lines = []
     for line in output.strip().splitlines():
-        plain = re.sub(r"(0x[0-9a-f]+|::[0-9a-f:.]+|\b\d+(:\d+)+|\d+(\.\d+)?)", "#", line)
+        plain = re.sub(r"(0x[0-9a-f]+|\b[0-9a-f]{6}\b|::[0-9a-f:.]+|\b\d+(:\d+)+|\d+(\.\d+)?)", "#", line)
         lines.append(" ".join(plain.split()))
     return lines
 
 
 def start(stage: Stage, program: str, iterations: int, server_on: str = "a", client_on: str = "b") -> Run:
     """Start a program; returns when its client's QPs carry traffic, or it has ended."""
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed")
+    name = program.split(",")[0]
+    if shutil.which(name) is None:
+        pytest.skip(f"{name} is not installed")
     common = ["-d", "rxe0", "-n", str(iterations), *PROGRAMS[program]]
-    if program == "ibv_rc_pingpong":
+    if name.endswith("_pingpong"):
         common += ["-g", "1"]
-    elif program.endswith("_lat"):
+    elif name.endswith("_lat"):
         common += ["-s", "64"]
-    server = stage.box("server", server_on, [program, *common])
+    server = stage.box("server", server_on, [name, *common])
     wait_for(f"{program} to listen", lambda: _listens(server))
     started = time.monotonic()
-    client = stage.box("client", client_on, [program, *common, server.ip])
+    client = stage.box("client", client_on, [name, *common, server.ip])
     run = Run(program, iterations, server, client, started)
     wait_for("traffic", lambda: client.info()["status"] == "exited" or client.packets() > 20)
     return run

@@ -34,6 +34,13 @@ def moved(stage: Stage, sizes: Sizes, program: str, who: str) -> Run:
     pytest.fail(f"{program} always ended before it was moved")
 
 
+@pytest.mark.parametrize("program", ["ib_send_bw, shared queue", "ib_send_bw, XRC", "ib_send_bw, events"])
+def test_shared_queues_xrc_and_events_move_too(stage: Stage, sizes: Sizes, program: str) -> None:
+    run = moved(stage, sizes, program, "server")
+    run.finish()
+    assert run.shapes() == sizes.of(stage, program)[1]
+
+
 def test_ib_send_bw_both_ways_ends_well_when_its_server_is_moved(stage: Stage, sizes: Sizes) -> None:
     run = moved(stage, sizes, "ib_send_bw", "server")
     run.finish()
