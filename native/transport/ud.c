@@ -54,6 +54,13 @@ static void build_grh(const struct mg_rx *meta, uint32_t len, uint8_t grh[GRH_LE
 	put16(ip + 10, ~sum);
 }
 
+/*
+ * What kind of header stands in the GRH's place, in the service level that RoCE has no use for: bit 3 RoCEv2, 2
+ * IPv4, 1 IPv6, as ConnectX cards tell it. rdma_rxe leaves 0; UCX reads it and would drop everything.
+ */
+#define SL_ROCE_V2_IPV4 0xau
+#define SL_ROCE_V2_IPV6 0x9u
+
 static void local_error(struct mg_qp *qp)
 {
 	struct ibv_wc wc = {.status = IBV_WC_LOC_PROT_ERR, .opcode = IBV_WC_RECV};
@@ -69,6 +76,7 @@ void mg_ud_rx(struct mg_qp *qp, const struct mg_rx *meta, const struct mg_hdrs *
 			    .opcode = IBV_WC_RECV,
 			    .byte_len = GRH_LEN + h->payload_len,
 			    .src_qp = h->deth.src_qpn,
+			    .sl = mg_gid_is_v4(meta->src.gid) ? SL_ROCE_V2_IPV4 : SL_ROCE_V2_IPV6,
 			    .wc_flags = IBV_WC_GRH};
 	uint8_t grh[GRH_LEN];
 
