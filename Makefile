@@ -5,7 +5,7 @@
 PY = .venv/bin/python
 PYTEST = $(PY) -m pytest -q
 
-.PHONY: help build demo test test-unit test-e2e test-e2e-quick test-sanitizers lint format bench fuzz clean distclean
+.PHONY: help build demo test test-unit test-e2e test-e2e-quick test-docker demo-docker test-sanitizers lint format bench fuzz clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -14,6 +14,12 @@ help:
 demo:
 	@scripts/setup run
 	@.venv/bin/migroce demo
+
+## make demo-docker  the same with Docker: a dockerd on each node, a swarm's overlay network (root)
+demo-docker:
+	@scripts/setup run
+	@scripts/docker
+	@.venv/bin/migroce demo --docker
 
 ## make build     .venv and the C library only
 build:
@@ -28,6 +34,12 @@ test:
 test-e2e:
 	@scripts/setup test
 	$(PYTEST) tests/e2e tests/native tests/verbs --timeout 900
+
+## make test-docker  Docker's recipe by hand and by command, with Docker 20.10 and 26.1 in the lab (root)
+test-docker:
+	@scripts/setup test
+	@scripts/docker 20.10 26.1 image
+	PATH=$$PWD/.venv/bin:$$PATH $(PYTEST) tests/docker --timeout 900
 
 ## make lint      ruff, mypy --strict, clang-format, -Werror with gcc and clang
 lint:
@@ -55,4 +67,4 @@ clean:
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean
-	rm -rf .venv .criu .criu.new .criu.old .setup.lock
+	rm -rf .venv .criu .criu.new .criu.old .docker .setup.lock

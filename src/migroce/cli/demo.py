@@ -35,6 +35,9 @@ packets, CRIU, runc, Debian's own perftest. Nothing is left behind, whichever wa
         at: Annotated[
             float, typer.Option("--at", min=0.0, max=0.9, help="Move when this share of them has arrived.")
         ] = 0.15,
+        docker: Annotated[
+            bool, typer.Option("--docker", help="With a dockerd on each node and its overlay network.")
+        ] = False,
         picture: Annotated[bool, typer.Option("--picture/--no-picture", help="Draw the timeline.")] = True,
         json_output: Annotated[bool, typer.Option("--json", help="Print only the result, as JSON.")] = False,
     ) -> None:
@@ -53,7 +56,7 @@ packets, CRIU, runc, Debian's own perftest. Nothing is left behind, whichever wa
         def quiet(_: DemoState, over: threading.Event) -> None:
             over.wait()
 
-        options = Options(messages=messages, output=output if picture else None, at=at)
+        options = Options(messages=messages, output=output if picture else None, at=at, docker=docker)
         result = run(options, quiet if json_output else view.watch)
         if json_output:
             from migroce.cli.common import print_json

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from migroce.demo.sampler import Sampler
 from migroce.demo.state import DemoState, End
 from migroce.errors import EngineError, MigroceError
+from migroce.lab import docker
 from migroce.lab.api import Lab, remove
 from migroce.migration import api
 from migroce.nodes import Node
@@ -40,6 +42,8 @@ class Options:
     """Directory of the pictures; None: none are drawn."""
     at: float = 0.15
     """The move starts when this share of the messages has arrived."""
+    docker: bool = False
+    """Containers of two dockerds in a swarm's overlay network instead of plain OCI ones."""
 
 
 @dataclass(slots=True)
@@ -83,10 +87,14 @@ def run(options: Options, watch: Watch) -> Result:
     over = threading.Event()
     outcome: list[Result | BaseException] = []
 
+    def tell(text: str) -> None:
+        state.message = text
+
     def work() -> None:
         try:
             remove(LAB)  # what a killed demo has left
-            outcome.append(_play(options, state, Lab.up(LAB, nodes=2)))
+            engine = "docker" if options.docker else "oci"
+            outcome.append(_play(options, state, Lab.up(LAB, nodes=2, engine=engine, tell=tell)))
         except BaseException as exc:  # noqa: BLE001 - handed to the main thread
             outcome.append(exc)
         finally:
@@ -139,25 +147,26 @@ def _play(options: Options, state: DemoState, lab: Lab) -> Result:
         stack.callback(lab.close)
         source, destination = lab.node("node-a"), lab.node("node-b")
         ends = {end.container: end for end in state.ends}
+        create = _docker if options.docker else _oci
 
         def take(now: float, node: str, entry: dict[str, Any]) -> None:
-            end = ends.get(entry["id"])
+            end = ends.get(entry["id"]) or _of_docker(lab.node(node), ends, entry["id"])
             if end is not None and not end.done:
                 end.take(now, node, entry)
 
         command = ["ib_send_bw", "-d", "rxe0", "-n", str(options.messages), "-b"]
         state.message = "starting " + " ".join(command)
         moving, static = state.ends
-        server = lab.create(moving.container, "node-a", command, ip=moving.address)
+        pid = create(lab, moving, command)
         _until(
-            lambda: _listens(int(server["pid"]), _PORT),
+            lambda: _listens(pid, _PORT),
             "the server does not wait for its client",
             source,
             moving,
         )
         for node in lab.nodes.values():
             stack.callback(Sampler(node.name, node.context.agent, take).close)
-        lab.create(static.container, "node-b", [*command, moving.address], ip=static.address)
+        create(lab, static, [*command, moving.address])
         # The move begins by what has arrived, not by time: machines differ in speed.
         wanted = options.messages * MESSAGE * options.at
         state.message = f"running: the move starts when {options.at:.0%} of the messages have arrived"
@@ -183,6 +192,30 @@ def _play(options: Options, state: DemoState, lab: Lab) -> Result:
         if options.output is not None:
             result.pictures = _draw(options.output, result)
         return result
+
+
+def _oci(lab: Lab, end: End, command: list[str]) -> int:
+    """Start a container of the lab's own; its pid."""
+    return int(lab.create(end.container, end.node, command, ip=end.address)["pid"])
+
+
+def _docker(lab: Lab, end: End, command: list[str]) -> int:
+    """`docker run`, as people type it; the container's pid."""
+    node = lab.node(end.node)
+    own = ["--runtime", "migroce", "--network", docker.NETWORK, "--ip", end.address, "--name", end.container]
+    node.run(["docker", "run", "-d", *own, docker.IMAGE, *command])
+    return int(node.run(["docker", "inspect", "-f", "{{.State.Pid}}", end.container]).stdout)
+
+
+def _of_docker(node: Node, ends: dict[str, End], ident: str) -> End | None:
+    """Whose container it is that the agent knows by Docker's id; remembered in `ends`."""
+    if not re.fullmatch("[0-9a-f]{64}", ident):
+        return None
+    done = node.run(["docker", "inspect", "-f", "{{.Name}}", ident], check=False)
+    end = ends.get(done.stdout.decode().strip().removeprefix("/"))
+    if end is not None:
+        ends[ident] = end
+    return end
 
 
 def _progress(state: DemoState) -> Callable[[Event], None]:
