@@ -26,6 +26,8 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "ib_send_bw, XRC": ("-c", "XRC", "-q", "4", "-b"),
     "ib_write_bw, XRC": ("-c", "XRC"),
     "ib_read_bw, XRC": ("-c", "XRC"),
+    "ib_write_bw, UC": ("-c", "UC"),
+    "ib_write_bw, UC for a while": ("-c", "UC", "-D", "12"),
     "ibv_srq_pingpong": (),
     "ibv_xsrq_pingpong": (),
 }
@@ -64,11 +66,13 @@ def shape(output: str) -> list[str]:
 
 
 def start(stage: Stage, program: str, iterations: int, server_on: str = "a", client_on: str = "b") -> Run:
-    """Start a program; returns when its client's QPs carry traffic, or it has ended."""
+    """Start a program (`iterations` 0: as its options say); returns when its client's QPs carry traffic, or it has ended."""
     name = program.split(",")[0]
     if shutil.which(name) is None:
         pytest.skip(f"{name} is not installed")
-    common = ["-d", "rxe0", "-n", str(iterations), *PROGRAMS[program]]
+    common = ["-d", "rxe0", *PROGRAMS[program]]
+    if iterations:
+        common += ["-n", str(iterations)]
     if name.endswith("_pingpong"):
         common += ["-g", "1"]
     elif name.endswith("_lat"):

@@ -49,7 +49,7 @@ def test_ib_send_bw_both_ways_ends_well_when_its_server_is_moved(stage: Stage, s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["server", "client"])
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [name for name in PROGRAMS if "-D" not in PROGRAMS[name]])
 def test_it_ends_well_and_prints_what_an_unmoved_run_prints(
     stage: Stage, sizes: Sizes, program: str, who: str
 ) -> None:

@@ -268,8 +268,10 @@ def test_both_move_at_once_to_other_addresses() -> None:
         p.go(3 * MS)
         p.resume(p.b, b, "10.8.8.8")
         p.go(2000 * MS)
-        assert p.a.done() == [(1, 0)] and p.b.done() == [(7, 0)]
-        assert p.a.dump().peer_gid == p.b.engine.gid and p.b.dump().peer_gid == p.a.engine.gid
+        assert p.a.done() == [(1, 0)]
+        assert p.b.done() == [(7, 0)]
+        assert p.a.dump().peer_gid == p.b.engine.gid
+        assert p.b.dump().peer_gid == p.a.engine.gid
         p.echo()
 
 
