@@ -66,7 +66,10 @@ def shape(output: str) -> list[str]:
 
 
 def start(stage: Stage, program: str, iterations: int, server_on: str = "a", client_on: str = "b") -> Run:
-    """Start a program (`iterations` 0: as its options say); returns when its client's QPs carry traffic, or it has ended."""
+    """Start a program; returns when its client's QPs carry traffic, or it has ended.
+
+    `iterations` 0: for as long as its options say.
+    """
     name = program.split(",")[0]
     if shutil.which(name) is None:
         pytest.skip(f"{name} is not installed")
