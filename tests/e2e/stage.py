@@ -65,11 +65,13 @@ class Box:
         """A node that it is not on."""
         return next(name for name in self.lab.nodes if name != self.home)
 
-    def move(self, to: str | None = None, progress: Progress = lambda _: None) -> Report:
-        """Migrate it to another node."""
+    def move(
+        self, to: str | None = None, progress: Progress = lambda _: None, ip: str | None = None
+    ) -> Report:
+        """Migrate it to another node, perhaps to another address."""
         to = to or self.other()
-        report = migrate(self.name, self.node, self.lab.node(to), progress=progress)
-        self.home = to
+        report = migrate(self.name, self.node, self.lab.node(to), progress=progress, ip=ip)
+        self.home, self.ip = to, ip or self.ip
         return report
 
     def info(self) -> dict[str, Any]:

@@ -25,6 +25,17 @@ Json = Annotated[
 Container = Annotated[
     str, typer.Argument(help="The container's name.", autocompletion=complete_container, show_default=False)
 ]
+NewAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ip",
+        help="An address there, other than before; peers follow if they speak the extension.",
+        show_default=False,
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="With --ip: even if peers would not follow; their connections end.")
+]
 _PHASES = """
 [bold]Phases[/bold]: check and prepare (it still runs), stop (its queue pairs), dump (freeze, CRIU), transfer,
 restore, resume (it runs again, peers are told), commit (the old one is removed).
@@ -46,6 +57,8 @@ def register(app: typer.Typer) -> None:
 
   migroce migrate cont-moving --from local --to ssh://root@other-host
 
+  migroce migrate cont-moving --to node-b --ip 10.0.1.9
+
   migroce migrate cont-moving --to node-a --json | jq 'select(.report).report.blackout'
 """
         ),
@@ -64,6 +77,8 @@ def register(app: typer.Typer) -> None:
                 "--from", help="Where it is now, if not to be looked for.", autocompletion=complete_node
             ),
         ] = None,
+        ip: NewAddress = None,
+        force: Force = False,
         json_output: Json = False,
     ) -> None:
         """Move a running container, its files and its RDMA connections, to another node.
@@ -74,7 +89,10 @@ def register(app: typer.Typer) -> None:
         from migroce.migration import api
 
         with locate(container, from_) as (source, _):
-            _run(lambda progress: api.migrate(container, source, to, progress=progress), json_output)
+            _run(
+                lambda progress: api.migrate(container, source, to, progress=progress, ip=ip, force=force),
+                json_output,
+            )
 
     @app.command(
         rich_help_panel=PANEL,
@@ -122,12 +140,16 @@ for: peers wait.
             str,
             typer.Option("--on", help="Where to. " + NODE_HELP, autocompletion=complete_node),
         ] = "local",
+        ip: NewAddress = None,
+        force: Force = False,
         json_output: Json = False,
     ) -> None:
         """Run the container of a checkpoint on a node; its connections go on."""
         from migroce.migration import api
 
-        _run(lambda progress: api.restore(on, directory, progress=progress), json_output)
+        _run(
+            lambda progress: api.restore(on, directory, ip=ip, force=force, progress=progress), json_output
+        )
 
     @app.command(rich_help_panel=PANEL)
     def recover(

@@ -40,13 +40,19 @@ def _engine(node: Node, container: str) -> str:
 
 
 def migrate(
-    container: str, source: str | Node, destination: str | Node, progress: Progress = silent
-) -> Report:
+    container: str, source: str | Node, destination: str | Node, progress: Progress = silent, *,
+    ip: str | None = None, force: bool = False,
+) -> Report:  # fmt: skip
     """Move a running container, its files and its connections. What fails before the destination is its
     place is undone; then the container runs on at the source.
+
+    `ip`: the address it gets there, if another than before: refused if a peer would not follow, unless
+    `force`; and if a socket of the container is bound to the old one.
     """
     with _opened(source, destination) as (src, dst):
-        return Migration(container, src, dst, progress, engine=_engine(src, container)).run()
+        return Migration(
+            container, src, dst, progress, engine=_engine(src, container), ip=ip or "", force=force
+        ).run()
 
 
 def checkpoint(
@@ -64,10 +70,13 @@ def checkpoint(
         ).run()  # fmt: skip
 
 
-def restore(node: str | Node, directory: Path | str, *, progress: Progress = silent) -> Report:
-    """Run the container of a checkpoint on `node`."""
+def restore(
+    node: str | Node, directory: Path | str, *,
+    ip: str | None = None, force: bool = False, progress: Progress = silent,
+) -> Report:  # fmt: skip
+    """Run the container of a checkpoint on `node`; at the address `ip`, if given (see `migrate`)."""
     with _opened(node) as (where,):
-        return Restore(where, Path(directory).absolute(), progress=progress).run()
+        return Restore(where, Path(directory).absolute(), ip=ip or "", force=force, progress=progress).run()
 
 
 def find(container: str, nodes: list[Node]) -> Node | None:

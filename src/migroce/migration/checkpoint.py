@@ -18,12 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from migroce import dump
 from migroce.errors import MigrationError, MigroceError
-from migroce.migration import manifest, streams
+from migroce.migration import connections, manifest, streams
 from migroce.migration.journal import Record
 from migroce.migration.link import CALL_LIMIT
 from migroce.migration.orchestrate import (
     RESUME_TIMEOUT_MS,
+    SETTLE,
     STOP_TIMEOUT_MS,
     Phases,
     Side,
@@ -153,8 +155,13 @@ class Checkpoint:
 class Restore:
     """Makes a container from a checkpoint's directory."""
 
-    def __init__(self, node: Node, directory: Path, *, progress: Progress = silent) -> None:
+    def __init__(
+        self, node: Node, directory: Path, *,
+        ip: str = "", force: bool = False, progress: Progress = silent,
+    ) -> None:  # fmt: skip
         self._directory = directory
+        self._ip = ip
+        self._force = force
         self._manifest = manifest.read(directory)
         self.report = Report("restore", self._manifest.container, str(directory), node.name)
         self._phase = Phases(self.report, progress)
@@ -186,17 +193,18 @@ class Restore:
         report.contexts, report.qps, report.directory = what.contexts, what.qps, str(self._directory)
         with self._phase("check"):
             manifest.verify(self._directory, what)
+            about = self._about()
             with self._origin() as origin:
                 same = origin is not None and origin.spec == self._node.spec
                 if same and origin is not None:
                     # Its remains would be in the way; peers are paused, the restore takes a moment.
                     origin.call("delete", container=what.container)
-                destination("check", about=what.about)
+                destination("check", about=about)
                 with self._phase("prepare"):
                     self._prepared = True
-                    into = destination("prepare", about=what.about)
+                    into = destination("prepare", about=about)
                     if self._engine != "oci":
-                        destination("make", about=what.about)
+                        destination("make", about=about)
                 with self._phase("transfer"):
                     self._send(into)
                     if what.contexts:
@@ -205,14 +213,37 @@ class Restore:
                     done = destination("restore", neighbours=what.neighbours)
                     report.parts["criu_restore"] = done["ms"]
                 with self._phase("resume"):
-                    if origin is not None and not same:
-                        origin.call("delete", container=what.container)
+                    away = origin if not same else None
+                    if away is not None and self._ip:
+                        away.call(
+                            "agent", method="container_moved", container=what.container, gid=self._ip
+                        )
+                    elif away is not None:
+                        away.call("delete", container=what.container)
                     self._plugged = True
                     destination("plug")
                     if what.about["device"]:
                         retry(lambda: destination("resume", timeout_ms=RESUME_TIMEOUT_MS))
+                    if self._ip and what.about["device"]:
+                        with contextlib.suppress(MigroceError):  # its processes may have ended
+                            destination("settle", seconds=SETTLE)
+                    if away is not None and self._ip:
+                        away.call("delete", container=what.container)
         with self._phase("commit"):
             destination("commit")
+
+    def _about(self) -> dict[str, Any]:
+        """What the source said of the container, with the address that it is to have."""
+        about = self._manifest.about
+        if not self._ip:
+            return about
+        changed = connections.at_another_address(about, self._ip)
+        if not self._force:
+            dumps = [dump.read(path) for path in sorted((self._directory / "rdma").glob("*.dump"))]
+            qps = [qp.to_json() for each in dumps for qp in each.qps]
+            connections.check_peers(self._manifest.container, qps)
+        self.report.ip = self._ip
+        return changed
 
     @contextlib.contextmanager
     def _origin(self) -> Iterator[Node | None]:

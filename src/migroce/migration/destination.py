@@ -27,7 +27,7 @@ from migroce.engines import mounts, network, runc
 from migroce.engines.context import NodeContext, read_json, write_json
 from migroce.engines.oci import OciEngine
 from migroce.errors import EngineError
-from migroce.migration import journal, streams, tree
+from migroce.migration import connections, journal, streams, tree
 
 _SPARE = 64 << 20
 _KINDS = ("rdma", "images", "layer", "layer-rest", "shm")
@@ -281,6 +281,16 @@ class DestinationSide:
         """Let the agent resume the RDMA contexts; {contexts, qps, ms}. Raises AgentError."""
         with self.engine.agent() as agent:
             return dict(agent.container_resume(self.container, timeout_ms=timeout_ms))
+
+    def settle(self, seconds: float) -> list[dict[str, Any]]:
+        """Wait until peers know of the move, at most so long; counters of the QPs. Raises AgentError."""
+        end = time.monotonic() + seconds
+        while True:
+            with self.engine.agent() as agent:
+                qps = connections.of_container(agent.ps(self.container))
+            if connections.settled(qps) or time.monotonic() > end:
+                return connections.counters(qps)
+            time.sleep(0.01)
 
     def here(self) -> bool:
         """Whether the container here is the one that this migration brings, or has brought."""

@@ -45,6 +45,8 @@ class Record:
     started: float = 0.0
     engine: str = "oci"
     """oci or docker."""
+    ip: str = ""
+    """The address that it has at the destination, if another than before."""
     owner: int = 0
     owner_start: int = 0
     """Pid and start time of the command, if it runs on the source: while it lives it sees to failures."""

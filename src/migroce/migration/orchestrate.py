@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from migroce.engines.oci import stat_fields
 from migroce.errors import MigrationError, MigroceError, NodeError
-from migroce.migration import faults, streams
+from migroce.migration import connections, faults, streams
 from migroce.migration.journal import PHASES, Record
 from migroce.migration.link import CALL_LIMIT, WorkerLostError
 from migroce.migration.report import Event, Progress, Report, event
@@ -29,6 +29,8 @@ from migroce.nodes import Node, SshNode
 T = TypeVar("T")
 STOP_TIMEOUT_MS = 5000
 RESUME_TIMEOUT_MS = 15000
+SETTLE = 5.0
+"""Seconds that peers get to acknowledge a new address before the stand-in at the old one ends."""
 PATIENCE = 30.0
 """Seconds that undoing or finishing is tried again, for instance while an agent starts again."""
 
@@ -99,9 +101,12 @@ class Migration:
 
     def __init__(
         self, container: str, source: Node, destination: Node, progress: Progress = silent, *,
-        engine: str = "oci",
+        engine: str = "oci", ip: str = "", force: bool = False,
     ) -> None:  # fmt: skip
         self.id = secrets.token_hex(5)
+        self._ip = ip
+        self._force = force
+        self._again: list[dict[str, Any]] | None = None
         self.container = container
         self.engine = engine
         self.report = Report("migrate", container, source.name, destination.name)
@@ -153,6 +158,8 @@ class Migration:
                 self._stopping = True
                 done = source("stop", timeout_ms=STOP_TIMEOUT_MS)
                 report.contexts, report.qps = done["contexts"], done["qps"]
+                if self._ip and not self._force:  # some may have been connected just now
+                    connections.check_peers(self.container, source("qps"))
         with self._phase("dump", f"{report.qps} QPs", note=note):
             dumping = source.submit("dump")
             if report.contexts:
@@ -175,8 +182,21 @@ class Migration:
             self._resume()
         report.blackout = (time.monotonic() - stopped) * 1000
         with self._phase("commit", note=note):
+            self._settle()
             destination("commit")
             source("commit")
+
+    def _settle(self) -> None:
+        """What was sent again. At a new address: the old one's stand-in is needed until peers know of it."""
+        if not self._device:
+            return
+        report = self.report
+        with contextlib.suppress(MigroceError):  # processes may have ended meanwhile
+            before = self._source("stopped_counters")
+            after = self._destination("settle", seconds=SETTLE if self._ip else 0)
+            again = connections.compare(before, after)
+            report.retransmissions = sum(each.sent_again for each in again)
+            report.qps_again = [dataclasses.asdict(each) for each in again]
 
     def _note(self, phase: str) -> None:
         self._source("note", phase=phase)
@@ -189,6 +209,13 @@ class Migration:
         waking = threading.Thread(target=lambda: _quietly(destination.node.worker))
         waking.start()
         about = source("describe")
+        if self._ip:
+            old = connections.own_address(about)
+            about = connections.at_another_address(about, self._ip)
+            source("can_change", old=old)
+            if about["device"] and not self._force:
+                connections.check_peers(self.container, source("qps"))
+            self.report.ip = self._ip
         waking.join()
         self._send_image = bool(destination("check", about=about).get("image"))
         self._device = bool(about["device"])
@@ -198,7 +225,7 @@ class Migration:
         source, destination = self._source, self._destination
         record = Record(
             id=self.id, kind="migrate", container=self.container, device=self._device,
-            destination=self._destination_spec(), engine=self.engine, **owner(source.node),
+            destination=self._destination_spec(), engine=self.engine, ip=self._ip, **owner(source.node),
         )  # fmt: skip
         source("open", **dataclasses.asdict(record))
         self._opened = True
@@ -236,7 +263,7 @@ class Migration:
 
     def _resume(self) -> None:
         """From here on the destination is the container's place."""
-        self._source("unplug")
+        self._source("leave", ip=self._ip)
         self._destination("plug")
         if self._resuming is not None:
             self._resuming.result(CALL_LIMIT)
@@ -296,7 +323,7 @@ class Migration:
     def _finish(self, cause: BaseException) -> None:
         self.report.warnings.append(f"finished after a failure in {self._phase.current}: {cause}")
         try:
-            finish(self._source, self._destination, resume=self._device)
+            finish(self._source, self._destination, resume=self._device, ip=self._ip)
         except MigroceError as exc:
             where = self._destination.node.name
             mend = f"see `migroce ps`, then run `migroce recover`; what failed first: {cause}"
@@ -341,16 +368,18 @@ def undo_source(source: Side, *, stopped: bool) -> None:
     retry(once)
 
 
-def finish(source: Side, destination: Side, *, resume: bool) -> None:
+def finish(source: Side, destination: Side, *, resume: bool, ip: str = "") -> None:
     """Go on from the phase `resume`: the container runs at the destination. Raises MigroceError."""
 
     def arrive() -> None:
         source("adopt")
-        source("unplug")
+        source("leave", ip=ip)
         destination("adopt")
         destination("plug")
         if resume:
             destination("resume", timeout_ms=RESUME_TIMEOUT_MS)
+            if ip:
+                destination("settle", seconds=SETTLE)
 
     retry(arrive)
     retry(lambda: destination("commit"))

@@ -80,7 +80,7 @@ def _with_both(here: Side, destination: Node, record: journal.Record) -> str:
         return _without_destination(here, record, exc)
     arrived = status["here"] and (status["alive"] or status["exit_status"] is not None)
     if record.past_the_point() and arrived:
-        finish(here, there, resume=record.device and status["alive"])
+        finish(here, there, resume=record.device and status["alive"], ip=record.ip)
         return f"{record.container} runs on {destination.name}"
     undo_destination(there)
     undo_source(here, stopped=True)

@@ -62,6 +62,10 @@ class Report:
     qps: int = 0
     retransmissions: int | None = None
     """By the container's own QPs because of the move; None if not known."""
+    qps_again: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Of each moved QP: qpn, peer, peer_qpn, packets sent_again and (from its peer) received_again."""
+    ip: str | None = None
+    """The new address, if it was to change."""
     directory: str | None = None
     """Of a checkpoint."""
     warnings: list[str] = dataclasses.field(default_factory=list)

@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from migroce import criu
+from migroce import criu, dump
 from migroce.agent.client import AgentClient
 from migroce.agent.errors import AgentError
 from migroce.engines import bundle as bundles
@@ -29,7 +29,7 @@ from migroce.engines.cgroup import Freezer
 from migroce.engines.context import NodeContext, read_json, write_json
 from migroce.engines.oci import OciEngine
 from migroce.errors import EngineError, MigrationError
-from migroce.migration import journal, streams, tree
+from migroce.migration import connections, journal, streams, tree
 from migroce.migration.netlock import NetLock, unlock
 
 _CRIU_CONFIG = "network-lock skip\n"
@@ -97,6 +97,22 @@ class SourceSide:
             "before": ["layer"],
             "after": ["layer-rest", "shm", "images"],
         }
+
+    def can_change(self, old: str) -> None:
+        """Check that nothing but the device holds on to the address `old`. Raises EngineError."""
+        pid = self.engine.require(self.container).pid
+        if pid is not None:
+            connections.check_sockets(self.container, old, pid)
+
+    def qps(self) -> list[dict[str, Any]]:
+        """The container's QPs: live, or as they were stopped. Raises AgentError, EngineError."""
+        with self.engine.agent() as agent:
+            return connections.of_container(agent.ps(self.container))
+
+    def stopped_counters(self) -> list[dict[str, Any]]:
+        """Of each stopped QP what was sent and received again until then. Raises DumpError."""
+        dumps = [dump.read(path) for path in sorted(self.dumps.glob("*.dump"))]
+        return connections.counters(qp.to_json() for each in dumps for qp in each.qps)
 
     def netns(self) -> Path | None:
         """The container's namespace if it was given by path."""
@@ -295,6 +311,14 @@ class SourceSide:
         """Take the container's interfaces off the network: the stand-in here falls silent."""
         for each in self.interfaces():
             network.unplug(self.ctx, each.outside)
+
+    def leave(self, ip: str) -> None:
+        """The destination is the container's place: fall silent, or point peers to its new address `ip`."""
+        if not ip:
+            self.unplug()
+            return
+        with self.engine.agent() as agent:
+            agent.container_moved(self.container, ip)
 
     # -- the end -------------------------------------------------------------------------------------------
 

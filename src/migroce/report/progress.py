@@ -78,7 +78,10 @@ def show(report: Report) -> None:
     if report.contexts:
         facts.append(f"{report.qps} QPs in {report.contexts} processes")
     if report.retransmissions is not None:
-        facts.append(f"{report.retransmissions} packets sent again")
+        back = sum(each["received_again"] for each in report.qps_again)
+        facts.append(f"{report.retransmissions} packets sent again, {back} received again")
+    if report.ip:
+        facts.append(f"now at {report.ip}")
     out.print("  " + ", ".join(facts), highlight=False)
     for warning in report.warnings:
         print(f"migroce: note: {warning}", file=sys.stderr)

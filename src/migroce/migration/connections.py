@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the connections of a moving container ask for: who follows to another address, what was sent again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import ipaddress
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from migroce.engines import network
+from migroce.errors import EngineError, MigrationError
+
+ROCE_PORT = 4791
+_CONNECTED = ("RTR", "RTS", "SQD", "SQE")
+_TCP_TIME_WAIT = 6
+
+
+# -- another address ---------------------------------------------------------------------------------------
+
+
+def at_another_address(about: Mapping[str, Any], ip: str) -> dict[str, Any]:
+    """What a source says of its container (`describe`), as if it had the address `ip`. Raises MigrationError.
+
+    The interface that has the container's address gets the new one, with the same prefix length, and the
+    MAC that belongs to it.
+    """
+    name, old = about["container"], own_address(about)
+    if about.get("engine", "oci") != "oci":
+        mend = "connect it to another network there, or move it without --ip"
+        raise MigrationError("check", f"Docker gives {name} its address", mend)
+    try:
+        new = ipaddress.IPv4Address(ip)
+    except ValueError as exc:
+        raise MigrationError("check", f"{ip} is no IPv4 address", "give one like 10.0.1.9") from exc
+    interfaces = []
+    for raw in about["interfaces"]:
+        addresses = list(raw["addresses"])
+        for position, each in enumerate(addresses):
+            if each.split("/")[0] != old:
+                continue
+            subnet = ipaddress.IPv4Interface(each).network
+            if new not in subnet:
+                mend = f"take a free one of {subnet}"
+                raise MigrationError("check", f"{ip} is not in {name}'s network {subnet}", mend)
+            addresses[position] = f"{ip}/{subnet.prefixlen}"
+            raw = {**raw, "mac": network.mac_for(ip)}
+        interfaces.append({**raw, "addresses": addresses})
+    return {**about, "interfaces": interfaces, "metadata": {**about["metadata"], "ip": ip}}
+
+
+def own_address(about: Mapping[str, Any]) -> str:
+    """The address that a container is known by. Raises MigrationError if there is none, or no single one."""
+    known = [each.split("/")[0] for raw in about["interfaces"] for each in raw["addresses"]]
+    named = about["metadata"].get("ip")
+    if named in known:
+        return str(named)
+    if len(known) == 1:
+        return str(known[0])
+    has = ", ".join(known) or "none"
+    reason = f"which address of {about['container']} is to change is not clear (it has {has})"
+    raise MigrationError("check", reason, "move it without --ip")
+
+
+def check_sockets(container: str, old: str, pid: int) -> None:
+    """Refuse a change of the address `old` for processes with sockets bound to it. Raises EngineError.
+
+    The device's own do not count. `pid` is any process of the container.
+    """
+    for kind in ("tcp", "udp"):
+        bound = []
+        for table in (kind, f"{kind}6"):
+            with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+                bound += _bound(Path(f"/proc/{pid}/net/{table}").read_text(), kind, old)
+        if bound:
+            ports = ", ".join(str(port) for port in sorted(set(bound))[:5])
+            reason = f"{container} has {len(bound)} {kind.upper()} sockets bound to {old} (port {ports})"
+            mend = "they cannot change their address: end those connections first, or move without --ip"
+            raise EngineError("check", reason, mend)
+
+
+def _bound(table: str, kind: str, address: str) -> list[int]:
+    """Local ports of the sockets in a /proc/net/{tcp,udp}{,6} `table` that are bound to `address`."""
+    want = f"{int.from_bytes(ipaddress.IPv4Address(address).packed, sys.byteorder):08X}"
+    mapped = f"{0:016X}{int.from_bytes(bytes((0, 0, 255, 255)), sys.byteorder):08X}{want}"
+    found = []
+    for line in table.splitlines()[1:]:
+        fields = line.split()
+        ip, port = fields[1].split(":")
+        waiting = kind == "tcp" and int(fields[3], 16) == _TCP_TIME_WAIT
+        device = kind == "udp" and int(port, 16) == ROCE_PORT
+        if ip in (want, mapped) and not waiting and not device:
+            found.append(int(port, 16))
+    return found
+
+
+def check_peers(container: str, qps: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse a change of address if some peer of `qps` (as `Dump.to_json`) would not follow. Raises."""
+    stuck = [qp for qp in qps if qp["state"] in _CONNECTED and not _follows(qp)]
+    if not stuck:
+        return
+    first = stuck[0]
+    peer = f"QP {first['qpn']:#x} ({first['type']})"
+    if first["type"] != "UD":
+        peer += f" to {first['peer_gid']}"
+    reason = f"{len(stuck)} QPs of {container} cannot take their peers along to another address, like {peer}"
+    mend = "move it without --ip; or with --force, and these connections end"
+    raise MigrationError("check", reason, mend)
+
+
+def _follows(qp: Mapping[str, Any]) -> bool:
+    """Its peer speaks the extension and holds our token: it believes a RESUME from elsewhere."""
+    return qp["type"] not in ("UD", "UC") and bool(qp["peer_capable"]) and bool(qp["token_acked"])
+
+
+def settled(qps: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether all capable peers have acknowledged the move."""
+    return not any(qp["mstate"] in ("stopped", "resuming") for qp in qps if qp["state"] in _CONNECTED)
+
+
+def of_container(ps: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The QPs in an agent's answer to `ps`. Raises EngineError if a process did not tell them."""
+    found = []
+    for container in ps:
+        for context in container["contexts"]:
+            if context.get("dump") is None:
+                raise EngineError("check", f"{context['comm']} shows no QPs: {context.get('error')}")
+            found += context["dump"]["qps"]
+    return found
+
+
+# -- what was sent again -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QpCount:
+    """Packets of one moved QP that went twice because of the move."""
+
+    qpn: int
+    peer: str
+    peer_qpn: int
+    sent_again: int
+    received_again: int
+    """The peer's, as far as they came twice."""
+
+
+_COUNTED = ("qpn", "peer_gid", "peer_qpn", "retransmits", "duplicates")
+
+
+def counters(qps: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of each QP what `compare` needs."""
+    return [{name: qp[name] for name in _COUNTED} for qp in qps]
+
+
+def compare(before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any]]) -> list[QpCount]:
+    """What the QPs that were and are still there have sent and received again meanwhile."""
+    old = {int(qp["qpn"]): qp for qp in before}
+    return [
+        QpCount(
+            qpn, str(qp["peer_gid"]), int(qp["peer_qpn"]),
+            max(0, int(qp["retransmits"]) - int(old[qpn]["retransmits"])),
+            max(0, int(qp["duplicates"]) - int(old[qpn]["duplicates"])),
+        )
+        for qp in after if (qpn := int(qp["qpn"])) in old
+    ]  # fmt: skip
