@@ -210,6 +210,22 @@ static void rx_rnr(struct mg_qp *qp, mg_time now, uint64_t psn, uint8_t syndrome
 	r->rnr_until = now + mg_rnr_timer_ns(syndrome & 0x1f);
 }
 
+/*
+ * The peer has broken off at `psn`. False: not yet, since a READ or atomic whose answer is missing cannot be
+ * passed over, unless the NAK is about that one.
+ */
+static bool broken_off(struct mg_qp *qp, mg_time now, uint64_t psn, enum ibv_wc_status status)
+{
+	const struct mg_requester *r = &qp->req;
+
+	if (!mg_comp_ack_to(qp, now, psn) &&
+	    (r->head == r->tail || psn >= mg_sq_at(qp, r->head)->psn + mg_sq_at(qp, r->head)->n_psn))
+		return false;
+	if (mg_qp_sends(qp))
+		mg_comp_fail(qp, status);
+	return true;
+}
+
 static void rx_nak(struct mg_qp *qp, mg_time now, uint64_t psn, uint8_t syndrome)
 {
 	struct mg_requester *r = &qp->req;
@@ -240,12 +256,10 @@ static void rx_nak(struct mg_qp *qp, mg_time now, uint64_t psn, uint8_t syndrome
 	case MG_NAK_INV_RD: status = IBV_WC_REM_INV_RD_REQ_ERR; break;
 	default: return; /* reserved: ignored (IBA 9.7.5.1.2) */
 	}
-	/* A READ or atomic whose answer is missing cannot be passed over, unless the NAK is about that READ. */
-	if (mg_comp_ack_to(qp, now, psn) ||
-	    (r->head != r->tail && psn < mg_sq_at(qp, r->head)->psn + mg_sq_at(qp, r->head)->n_psn)) {
-		if (mg_qp_sends(qp))
-			mg_comp_fail(qp, status);
-	} else {
+	if (!broken_off(qp, now, psn, status)) {
+		/* It will not say so again: the answer may be late only. */
+		r->nak_psn = psn;
+		r->nak_status = (uint8_t)status;
 		implied_loss(qp);
 	}
 }
@@ -262,6 +276,8 @@ void mg_comp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h)
 			rx_read(qp, now, psn, h);
 		else if (h->opcode == MG_OP_ATOMIC_ACK && (h->aeth.syndrome & MG_AETH_KIND) == 0)
 			rx_atomic(qp, now, psn, h);
+		if (r->nak_status && r->una <= r->nak_psn && mg_qp_sends(qp))
+			broken_off(qp, now, r->nak_psn, r->nak_status);
 		return;
 	}
 	switch (h->aeth.syndrome & MG_AETH_KIND) {

@@ -227,9 +227,11 @@ struct mg_requester {
 	mg_time ack_since;    /* last progress or first transmission since; 0: nothing in flight */
 	mg_time soft_at;      /* next soft retransmission */
 	uint64_t soft_rto;
-	uint64_t srtt;	  /* ns, 0 unknown */
-	uint64_t rtt_psn; /* extended PSN being timed */
-	mg_time rtt_sent; /* 0: none */
+	uint64_t srtt;	    /* ns, 0 unknown */
+	uint64_t rtt_psn;   /* extended PSN being timed */
+	mg_time rtt_sent;   /* 0: none */
+	uint64_t nak_psn;   /* of a NAK that overtook the answer to a READ or atomic before it */
+	uint8_t nak_status; /* what it is to become (enum ibv_wc_status); 0: there is none */
 };
 
 struct mg_migration {

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from .pair import Node, Pair
-from .records import NEVER, US, Link, S, Sge, Wr
+from .records import NEVER, US, Action, Link, S, Sge, Wr
 from .verbs import ALL_ACCESS, Access, Event, QpState, SendFlag, WcStatus, WrOpcode
 
 SLOW = Link(delay=100 * US, ps_per_byte=1000)
@@ -200,3 +200,18 @@ def test_the_error_of_one_qp_leaves_others_of_its_engine_alone() -> None:
         assert sorted(w.a.done()) == [(1, WcStatus.REM_ACCESS_ERR), (8, 0)]
         assert w.b.done() == [(7, 0)]
         assert y.state() is QpState.RTS
+
+
+@pytest.mark.parametrize(("op", "answer"), [(READ, 16), (FETCH_ADD, 18)])
+def test_a_nak_that_overtakes_an_answer_is_not_forgotten(op: WrOpcode, answer: int) -> None:
+    """Who breaks off says so once: the answer that comes late completes, then the error is as it was said."""
+    with Pair() as w:
+        w.settle()
+        w.rule(Action.DELAY, answer, count=1, delay=100 * US)
+        w.a.post(1, op, [w.a.space(8)], **w.b.remote(w.b.put(bytes(8))))
+        into = w.b.recv(7, 100)
+        w.a.send(2, b"between")
+        w.a.post(3, WRITE, [w.a.put(bytes(8))], remote_addr=into.addr, rkey=w.b.mr.rkey ^ 1)
+        w.go(30 * S)
+        assert w.a.done() == [(1, 0), (2, 0), (3, WcStatus.REM_ACCESS_ERR)]
+        assert w.b.qp.state() is QpState.ERR
