@@ -98,6 +98,11 @@ struct sim_xrcd {
 	int engine;
 };
 
+struct sim_mw {
+	struct mg_mw *mw;
+	int engine;
+};
+
 struct sim_link {
 	struct mgs_link p;
 	uint64_t free_at; /* the wire is busy until */
@@ -130,6 +135,8 @@ struct mgs_world {
 	struct sim_mr *mr;
 	struct sim_ah *ah;
 	int n_ah, cap_ah;
+	struct sim_mw *mw;
+	int n_mw, cap_mw;
 	int n_cq, n_qp, n_pd, n_mr, cap_cq, cap_qp, cap_pd, cap_mr;
 	struct sim_srq *srq;
 	struct sim_xrcd *xrcd;

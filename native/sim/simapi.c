@@ -26,6 +26,11 @@ static struct sim_mr *mr_get(struct mgs_world *w, int i)
 	return i >= 0 && i < w->n_mr && w->mr[i].mr ? &w->mr[i] : NULL;
 }
 
+static struct sim_mw *mw_get(struct mgs_world *w, int i)
+{
+	return i >= 0 && i < w->n_mw && w->mw[i].mw ? &w->mw[i] : NULL;
+}
+
 static struct sim_cq *cq_get(struct mgs_world *w, int i)
 {
 	return i >= 0 && i < w->n_cq && w->cq[i].cq ? &w->cq[i] : NULL;
@@ -100,6 +105,9 @@ void mgs_engine_free(struct mgs_world *w, int engine)
 	for (int i = 0; i < w->n_mr; i++)
 		if (w->mr[i].engine == engine)
 			w->mr[i].mr = NULL;
+	for (int i = 0; i < w->n_mw; i++)
+		if (w->mw[i].engine == engine)
+			w->mw[i].mw = NULL;
 	for (int i = 0; i < w->n_cq; i++)
 		if (w->cq[i].engine == engine)
 			w->cq[i].cq = NULL;
@@ -274,6 +282,38 @@ uint32_t mgs_mr_rkey(struct mgs_world *w, int mr)
 	struct sim_mr *m = mr_get(w, mr);
 
 	return m ? mg_mr_rkey(m->mr) : 0;
+}
+
+int mgs_mw_new(struct mgs_world *w, int pd, int type)
+{
+	struct sim_pd *p = pd_get(w, pd);
+	struct mg_mw *mw;
+	int rc, i;
+
+	rc = p ? mg_mw_create(p->pd, (enum ibv_mw_type)type, &mw) : EINVAL;
+	if (rc)
+		return -rc;
+	i = SLOT(w, mw);
+	w->mw[i] = (struct sim_mw){mw, p->engine};
+	return i;
+}
+
+int mgs_mw_free(struct mgs_world *w, int mw)
+{
+	struct sim_mw *m = mw_get(w, mw);
+
+	if (!m)
+		return -EINVAL;
+	mg_mw_destroy(m->mw);
+	m->mw = NULL;
+	return 0;
+}
+
+uint32_t mgs_mw_rkey(struct mgs_world *w, int mw)
+{
+	struct sim_mw *m = mw_get(w, mw);
+
+	return m ? mg_mw_rkey(m->mw) : 0;
 }
 
 int mgs_cq_new(struct mgs_world *w, int engine, uint32_t cqe, int mode)
@@ -498,10 +538,24 @@ static int sges(struct ibv_sge *out, const struct mgs_wr *wr)
 	return (int)wr->n_sge;
 }
 
+static void fill_bind(struct ibv_send_wr *to, const struct mgs_wr *wr, struct ibv_mw *mw, struct ibv_mr *mr)
+{
+	*mw = (struct ibv_mw){.rkey = wr->mw_rkey};
+	*mr = (struct ibv_mr){.lkey = wr->mr_lkey};
+	to->bind_mw.mw = mw;
+	to->bind_mw.rkey = wr->rkey;
+	to->bind_mw.bind_info = (struct ibv_mw_bind_info){.mr = wr->mr_lkey ? mr : NULL,
+							  .addr = wr->remote_addr,
+							  .length = wr->compare_add,
+							  .mw_access_flags = wr->mw_access};
+}
+
 int mgs_post_send(struct mgs_world *w, int qp, const struct mgs_wr *wr, int n, int *posted)
 {
 	struct ibv_sge sge[POST_MAX][34];
 	struct ibv_send_wr list[POST_MAX], *bad = NULL;
+	struct ibv_mw mw[POST_MAX];
+	struct ibv_mr mr[POST_MAX];
 	struct sim_qp *q = qp_get(w, qp);
 	struct sim_engine *e;
 	int rc;
@@ -522,8 +576,12 @@ int mgs_post_send(struct mgs_world *w, int qp, const struct mgs_wr *wr, int n, i
 			.wr.rdma = {.remote_addr = wr[i].remote_addr, .rkey = wr[i].rkey},
 			.qp_type.xrc.remote_srqn = wr[i].srqn,
 		};
+		if (wr[i].opcode == IBV_WR_SEND_WITH_INV || wr[i].opcode == IBV_WR_LOCAL_INV)
+			list[i].invalidate_rkey = wr[i].imm;
+		if (wr[i].opcode == IBV_WR_BIND_MW)
+			fill_bind(&list[i], &wr[i], &mw[i], &mr[i]);
 		if (wr[i].opcode == IBV_WR_ATOMIC_CMP_AND_SWP ||
-		    wr[i].opcode == IBV_WR_ATOMIC_FETCH_AND_ADD) {
+		    wr[i].opcode == IBV_WR_ATOMIC_FETCH_AND_ADD || wr[i].opcode == MG_WR_FLUSH) {
 			list[i].wr.atomic.compare_add = wr[i].compare_add;
 			list[i].wr.atomic.swap = wr[i].swap;
 			list[i].wr.atomic.rkey = wr[i].rkey;

@@ -107,14 +107,15 @@ struct mgs_wr {
 	uint32_t rkey;
 	uint32_t opcode; /* enum ibv_wr_opcode */
 	uint32_t flags;	 /* enum ibv_send_flags */
-	uint32_t imm;	 /* host order */
+	uint32_t imm;	 /* host order; *_INV: the key to invalidate */
 	uint32_t n_sge;
-	uint32_t srqn;		    /* of an XRC request */
-	uint64_t compare_add, swap; /* atomics */
-	struct mgs_sge sge[34];	    /* more than the engine's limit, to try that too */
-	uint32_t ah; /* UD: index + 1; with it, the two below in place of remote_addr and rkey */
+	uint32_t srqn; /* of an XRC request */
+	/* Atomics. BIND_MW: compare_add is the length. FLUSH: level << 8 | type, and the length. */
+	uint64_t compare_add, swap;
+	struct mgs_sge sge[34]; /* more than the engine's limit, to try that too */
+	uint32_t ah;		/* UD: index + 1; with it, the two below in place of remote_addr and rkey */
 	uint32_t remote_qpn, remote_qkey;
-	uint32_t rsv2;
+	uint32_t mw_rkey, mr_lkey, mw_access; /* BIND_MW; its new key is rkey, its address remote_addr */
 };
 
 struct mgs_wc {
@@ -122,7 +123,7 @@ struct mgs_wc {
 	uint64_t wr_id;
 	uint32_t engine, cq;
 	uint32_t status, opcode, vendor_err, byte_len;
-	uint32_t imm; /* host order */
+	uint32_t imm; /* host order; or the invalidated key */
 	uint32_t qp_num, src_qp, flags;
 };
 
@@ -200,6 +201,9 @@ int mgs_mr_new(struct mgs_world *w, int pd, uint64_t offset, uint64_t length, ui
 int mgs_mr_free(struct mgs_world *w, int mr);
 uint32_t mgs_mr_lkey(struct mgs_world *w, int mr);
 uint32_t mgs_mr_rkey(struct mgs_world *w, int mr);
+int mgs_mw_new(struct mgs_world *w, int pd, int type); /* enum ibv_mw_type */
+int mgs_mw_free(struct mgs_world *w, int mw);
+uint32_t mgs_mw_rkey(struct mgs_world *w, int mw);
 int mgs_cq_new(struct mgs_world *w, int engine, uint32_t cqe, int mode);
 int mgs_cq_free(struct mgs_world *w, int cq);
 int mgs_cq_poll(struct mgs_world *w, int cq, int n, struct mgs_wc *out);

@@ -153,7 +153,9 @@ static struct mgs_wc wc_flat(const struct mgs_world *w, int cq, const struct ibv
 		.opcode = (uint32_t)c->opcode,
 		.vendor_err = c->vendor_err,
 		.byte_len = c->byte_len,
-		.imm = c->wc_flags & IBV_WC_WITH_IMM ? __builtin_bswap32(c->imm_data) : 0,
+		.imm = c->wc_flags & IBV_WC_WITH_IMM   ? __builtin_bswap32(c->imm_data)
+		       : c->wc_flags & IBV_WC_WITH_INV ? c->invalidated_rkey
+						       : 0,
 		.qp_num = c->qp_num,
 		.src_qp = c->src_qp,
 		.flags = (uint32_t)c->wc_flags,
@@ -437,6 +439,7 @@ void mgs_world_free(struct mgs_world *w)
 	free(w->mr);
 	free(w->srq);
 	free(w->xrcd);
+	free(w->mw);
 	free(w->wc);
 	free(w->async);
 	free(w->trace);

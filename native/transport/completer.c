@@ -12,6 +12,10 @@ static enum ibv_wc_opcode wc_opcode(const struct mg_swqe *w)
 	case IBV_WR_RDMA_READ: return IBV_WC_RDMA_READ;
 	case IBV_WR_ATOMIC_CMP_AND_SWP: return IBV_WC_COMP_SWAP;
 	case IBV_WR_ATOMIC_FETCH_AND_ADD: return IBV_WC_FETCH_ADD;
+	case IBV_WR_BIND_MW: return IBV_WC_BIND_MW;
+	case IBV_WR_LOCAL_INV: return IBV_WC_LOCAL_INV;
+	case MG_WR_FLUSH: return (enum ibv_wc_opcode)MG_WC_FLUSH;
+	case MG_WR_ATOMIC_WRITE: return (enum ibv_wc_opcode)MG_WC_ATOMIC_WRITE;
 	default: return IBV_WC_SEND;
 	}
 }
@@ -52,7 +56,7 @@ void mg_comp_advance(struct mg_qp *qp)
 			mg_comp_fail(qp, w->status);
 			return;
 		}
-		if (w->psn + w->n_psn > r->una)
+		if (w->psn + w->n_psn > r->una || (mg_wr_is_local(w->opcode) && !(w->flags & MG_WQE_DONE)))
 			break;
 		complete(qp, w, IBV_WC_SUCCESS);
 	}
@@ -95,7 +99,7 @@ static void progress(struct mg_qp *qp, mg_time now, uint64_t to)
 		r->cur = r->head;
 	if (qp->mig.paused)
 		mg_mig_unpause(qp, now);
-	if (r->snd != r->end)
+	if (r->cur != r->tail)
 		mg_qp_ready(qp);
 }
 
@@ -146,6 +150,10 @@ static void rx_read(struct mg_qp *qp, mg_time now, uint64_t psn, const struct mg
 	if (!mg_qp_sends(qp) || r->head == r->tail || r->una != psn)
 		return;
 	w = mg_sq_at(qp, r->head);
+	if (mg_wr_is_placed(w->opcode) && h->opcode == MG_OP_READ_RESP_ONLY && !h->payload_len) {
+		progress(qp, now, psn + 1);
+		return;
+	}
 	if (w->opcode != IBV_WR_RDMA_READ || psn < w->psn)
 		return;
 	offset = (uint32_t)(psn - w->psn) * qp->mtu;

@@ -183,6 +183,19 @@ size_t mg_dump(const struct mg_engine *e, uint8_t *buf, size_t cap)
 
 		record(&w, MG_DUMP_MR, &d, sizeof(d));
 	}
+	for (uint32_t it = 0; (o = mg_idtab_next(&e->mws, &it));) {
+		const struct mg_mw *mw = o;
+		struct mg_dump_mw d = {.rkey = mw->rkey, .type = mw->type, .pd = mw->pd->handle};
+
+		if (mw->mr) {
+			d.access = mw->access;
+			d.mr = mw->mr->key;
+			d.qpn = mw->qp ? mw->qp->qpn : 0;
+			d.addr = mw->addr;
+			d.length = mw->length;
+		}
+		record(&w, MG_DUMP_MW, &d, sizeof(d));
+	}
 	for (uint32_t it = 0; (o = mg_idtab_next(&e->cqs, &it));) {
 		const struct mg_cq *cq = o;
 		struct mg_dump_cq d = {cq->handle, cq->depth,	cq->fill,  cq->armed,

@@ -43,6 +43,7 @@ enum mg_dump_type {
 	MG_DUMP_AH = 9,
 	MG_DUMP_XRCD = 10,
 	MG_DUMP_MCAST = 11, /* a UD QP's membership in a multicast group */
+	MG_DUMP_MW = 12,
 	MG_DUMP_END = 0xffff,
 };
 
@@ -66,6 +67,14 @@ struct mg_dump_pd { /* 8 bytes */
 struct mg_dump_mr { /* 40 bytes */
 	uint64_t addr, length, iova;
 	uint32_t lkey, rkey, access, pd;
+} __attribute__((packed));
+
+struct mg_dump_mw {	     /* 40 bytes */
+	uint32_t rkey, type; /* enum ibv_mw_type */
+	uint32_t pd, access;
+	uint32_t mr;  /* lkey of the region it is bound to; 0: not bound */
+	uint32_t qpn; /* type 2: of the QP it is bound by */
+	uint64_t addr, length;
 } __attribute__((packed));
 
 struct mg_dump_cq {			     /* 32 bytes */
@@ -145,6 +154,7 @@ struct mg_dump_resource {     /* 40 bytes */
 _Static_assert(sizeof(struct mg_dump_header) == 32, "dump header");
 _Static_assert(sizeof(struct mg_dump_context) == 64, "dump context");
 _Static_assert(sizeof(struct mg_dump_mr) == 40, "dump mr");
+_Static_assert(sizeof(struct mg_dump_mw) == 40, "dump mw");
 _Static_assert(sizeof(struct mg_dump_cq) == 32, "dump cq");
 _Static_assert(sizeof(struct mg_dump_qp) == 256, "dump qp");
 _Static_assert(sizeof(struct mg_dump_resource) == 40, "dump resource");

@@ -71,6 +71,8 @@ void mg_engine_destroy(struct mg_engine *e)
 		mg_xrcd_destroy(o);
 	for (uint32_t it = 0; (o = mg_idtab_next(&e->ahs, &it)); it = 0)
 		mg_ah_destroy(o);
+	for (uint32_t it = 0; (o = mg_idtab_next(&e->mws, &it)); it = 0)
+		mg_mw_destroy(o);
 	for (uint32_t it = 0; (o = mg_idtab_next(&e->mrs, &it)); it = 0)
 		mg_mr_destroy(o);
 	for (uint32_t it = 0; (o = mg_idtab_next(&e->cqs, &it)); it = 0)
@@ -83,6 +85,7 @@ void mg_engine_destroy(struct mg_engine *e)
 	mg_idtab_free(&e->mrs);
 	mg_idtab_free(&e->ahs);
 	free(e->group);
+	mg_idtab_free(&e->mws);
 	mg_idtab_free(&e->cqs);
 	mg_idtab_free(&e->pds);
 	free(e->heap);

@@ -30,6 +30,14 @@ typedef uint64_t mg_time; /* ns */
 #define MG_MAX_CQE 1048576u
 #define MG_MAX_SRQ_WR 1048576u
 #define MG_MAX_RD_ATOMIC 128u
+
+/* Of newer headers than the oldest we are built with: rdma-core 46 and 44. */
+#define MG_WR_FLUSH 14
+#define MG_WR_ATOMIC_WRITE 15
+#define MG_WC_FLUSH 8
+#define MG_WC_ATOMIC_WRITE 9
+#define MG_ACCESS_FLUSH_GLOBAL (1u << 8)
+#define MG_ACCESS_FLUSH_PERSISTENT (1u << 9)
 #define MG_PKT_COPY 256u /* payloads up to this are copied behind the headers */
 
 struct mg_addr {
@@ -39,6 +47,7 @@ struct mg_addr {
 struct mg_engine;
 struct mg_pd;
 struct mg_mr;
+struct mg_mw;
 struct mg_cq;
 struct mg_srq;
 struct mg_xrcd;
@@ -79,9 +88,18 @@ int mg_pd_destroy(struct mg_pd *pd); /* EBUSY while used */
 /* `addr` is dereferenced only in [addr, addr+length). iova: the remote view of its start. */
 int mg_mr_create(struct mg_pd *pd, void *addr, size_t length, uint64_t iova, unsigned access,
 		 struct mg_mr **out);
-int mg_mr_destroy(struct mg_mr *mr);
+bool mg_mr_bound(const struct mg_mr *mr); /* windows are bound to it */
+int mg_mr_destroy(struct mg_mr *mr);	  /* EBUSY while windows are bound to it */
 uint32_t mg_mr_lkey(const struct mg_mr *mr);
 uint32_t mg_mr_rkey(const struct mg_mr *mr);
+
+/*
+ * Memory windows. They are bound by IBV_WR_BIND_MW, of whose ibv_mw and ibv_mr the engine looks at the
+ * keys alone, and unbound by IBV_WR_LOCAL_INV, by a peer's SEND with invalidate or when they go away.
+ */
+int mg_mw_create(struct mg_pd *pd, enum ibv_mw_type type, struct mg_mw **out);
+void mg_mw_destroy(struct mg_mw *mw);
+uint32_t mg_mw_rkey(const struct mg_mw *mw);
 
 int mg_cq_create(struct mg_engine *e, uint32_t cqe, void *owner, struct mg_cq **out);
 int mg_cq_destroy(struct mg_cq *cq); /* EBUSY while used */

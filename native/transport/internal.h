@@ -49,8 +49,20 @@ struct mg_mr {
 	uint8_t *addr;
 	uint64_t iova;
 	uint64_t length;
-	uint32_t key; /* lkey and rkey are the same number */
+	uint32_t key; /* lkey and rkey are the same number; key >> 8 is the region's alone */
 	unsigned access;
+	uint32_t n_mw; /* windows bound to it */
+};
+
+/* A memory window (mw.c). Its rkey's low 8 bits change with each binding. */
+struct mg_mw {
+	struct mg_pd *pd;
+	enum ibv_mw_type type;
+	uint32_t rkey;
+	struct mg_mr *mr; /* bound to; NULL: opens nothing */
+	unsigned access;
+	uint64_t addr, length;	/* in the region's remote view */
+	const struct mg_qp *qp; /* type 2: the QP that bound it, and alone may use it */
 };
 
 /* An address handle. The verbs structure comes first: work requests name it by that. */
@@ -101,6 +113,7 @@ enum mg_wqe_flag {
 	MG_WQE_SOLICITED = 2,
 	MG_WQE_FENCE = 4,
 	MG_WQE_INLINE = 8,
+	MG_WQE_DONE = 16, /* a local operation that was carried out */
 };
 
 struct mg_swqe {
@@ -115,8 +128,9 @@ struct mg_swqe {
 	uint8_t opcode; /* enum ibv_wr_opcode */
 	uint8_t flags;	/* enum mg_wqe_flag */
 	uint8_t n_sge;
-	uint8_t status;		    /* enum ibv_wc_status found before transmission; IBV_WC_SUCCESS */
-	uint64_t compare_add, swap; /* atomics */
+	uint8_t status; /* enum ibv_wc_status found before transmission; IBV_WC_SUCCESS */
+	uint64_t compare_add,
+		swap; /* atomics; BIND_MW: length; access << 32 | lkey; FLUSH: level << 8 | type */
 	union {
 		struct ibv_sge sge[1];	/* n_sge entries */
 		uint8_t inline_data[1]; /* length bytes */
@@ -194,7 +208,7 @@ struct mg_responder {
 	bool ack_pending;
 	bool ack_force; /* not to be held back by MG_TX_LAZY */
 	uint8_t ack_count;
-	uint8_t nak;	/* syndrome to send, 0: none; RNR syndromes too */
+	uint8_t nak;	/* syndrome to send, 0: none; RNR syndromes too, and a last ACK */
 	bool comm_est;	/* IBV_EVENT_COMM_EST was raised */
 	uint8_t opcode; /* last one accepted of a message in progress; MG_RESP_IDLE else */
 	bool have_wqe; /* qp->taken is a receive request of ours: the message in progress or the next uses it */
@@ -295,7 +309,8 @@ struct mg_engine {
 	struct mg_config cfg;
 	const struct mg_ops *ops;
 	void *arg;
-	struct mg_idtab qps, mrs;
+	struct mg_idtab qps;
+	struct mg_idtab mrs, mws; /* by key >> 8: no number in both */
 	struct mg_idtab pds, cqs; /* by handle */
 	struct mg_idtab srqs;	  /* by number */
 	struct mg_idtab xrcds;	  /* by handle */
@@ -437,6 +452,7 @@ enum mg_tx_result mg_req_tx(struct mg_qp *qp, mg_time now, unsigned flags, struc
 int mg_req_build_data(struct mg_qp *qp, struct mg_swqe *w, bool ackreq, struct mg_pkt *p);
 void mg_req_go_back(struct mg_qp *qp);		   /* transmit again from the oldest unacknowledged */
 void mg_req_fault(struct mg_qp *qp, uint32_t psn); /* the memory of the request that has it has gone */
+void mg_req_run_local(struct mg_qp *qp);	   /* local operations whose turn has come */
 void mg_req_flush(struct mg_qp *qp);
 void mg_req_reset(struct mg_qp *qp);
 mg_time mg_req_deadline(const struct mg_qp *qp);
@@ -466,14 +482,39 @@ static inline bool mg_wr_is_atomic(unsigned opcode)
 {
 	return opcode == IBV_WR_ATOMIC_CMP_AND_SWP || opcode == IBV_WR_ATOMIC_FETCH_AND_ADD;
 }
+/* Both are answered by an empty READ response (IBA annex A19). */
+static inline bool mg_wr_is_placed(unsigned opcode)
+{
+	return opcode == MG_WR_FLUSH || opcode == MG_WR_ATOMIC_WRITE;
+}
 /* Requests with an answer of their own: nothing else acknowledges them (IBA 9.7.5.1.2). */
 static inline bool mg_wr_is_answered(unsigned opcode)
 {
-	return opcode == IBV_WR_RDMA_READ || mg_wr_is_atomic(opcode);
+	return opcode == IBV_WR_RDMA_READ || mg_wr_is_atomic(opcode) || mg_wr_is_placed(opcode);
 }
-void mg_atomic_build(struct mg_qp *qp, const struct mg_swqe *w, struct mg_pkt *p);
-/* Check and execute a peer's atomic: 0 and the value there was before, or the NAK to send. */
+/* One of CMP_SWAP, FETCH_ADD, FLUSH, ATOMIC_WRITE into a packet; an enum ibv_wc_status. */
+int mg_atomic_build(struct mg_qp *qp, const struct mg_swqe *w, struct mg_pkt *p);
+/* Check and execute a peer's: 0 and the value there was before, or the NAK to send. */
 uint8_t mg_atomic_execute(struct mg_qp *qp, const struct mg_hdrs *h, uint64_t *orig);
+
+/* mw.c */
+static inline bool mg_wr_is_local(unsigned opcode)
+{
+	return opcode == IBV_WR_BIND_MW || opcode == IBV_WR_LOCAL_INV;
+}
+/* What a peer's key opens: a region, or a window of this QP's. */
+uint8_t *mg_mw_map(const struct mg_qp *qp, uint32_t rkey, uint64_t va, uint64_t len, unsigned need);
+static inline uint8_t *mg_remote_map(const struct mg_qp *qp, uint32_t rkey, uint64_t va, uint64_t len,
+				     unsigned need)
+{
+	uint8_t *at = mg_mr_map(qp->pd, rkey, va, len, need);
+
+	return at || !qp->e->mws.used ? at : mg_mw_map(qp, rkey, va, len, need);
+}
+int mg_mw_invalidate(const struct mg_qp *qp, uint32_t rkey);		 /* EINVAL: nothing that may be */
+enum ibv_wc_status mg_mw_run(struct mg_qp *qp, const struct mg_swqe *w); /* a local operation */
+void mg_mw_qp_gone(struct mg_qp *qp);
+void mg_key_draw(struct mg_engine *e, uint32_t *key); /* one that no region or window has */
 
 /* responder.c */
 void mg_resp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h);

@@ -29,12 +29,20 @@ int mg_pd_destroy(struct mg_pd *pd)
 	return 0;
 }
 
+/* Random, so that a key tells nothing about the next one; the first 256 stay unused. */
+void mg_key_draw(struct mg_engine *e, uint32_t *key)
+{
+	do {
+		e->ops->random(e->arg, key, sizeof(*key));
+	} while (!(*key >> 8) || mg_idtab_get(&e->mrs, *key >> 8) || mg_idtab_get(&e->mws, *key >> 8));
+}
+
 int mg_mr_create(struct mg_pd *pd, void *addr, size_t length, uint64_t iova, unsigned access,
 		 struct mg_mr **out)
 {
 	const unsigned known = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ |
 			       IBV_ACCESS_REMOTE_ATOMIC | IBV_ACCESS_MW_BIND | IBV_ACCESS_RELAXED_ORDERING |
-			       IBV_ACCESS_HUGETLB;
+			       IBV_ACCESS_HUGETLB | MG_ACCESS_FLUSH_GLOBAL;
 	struct mg_engine *e = pd->e;
 	struct mg_mr *mr;
 	int err;
@@ -51,10 +59,8 @@ int mg_mr_create(struct mg_pd *pd, void *addr, size_t length, uint64_t iova, uns
 	if (!mr)
 		return ENOMEM;
 	*mr = (struct mg_mr){.pd = pd, .addr = addr, .iova = iova, .length = length, .access = access};
-	do { /* random, so that a key tells nothing about the next one; 0 stays unused */
-		e->ops->random(e->arg, &mr->key, sizeof(mr->key));
-	} while (!mr->key || mg_idtab_get(&e->mrs, mr->key));
-	err = mg_idtab_put(&e->mrs, mr->key, mr);
+	mg_key_draw(e, &mr->key);
+	err = mg_idtab_put(&e->mrs, mr->key >> 8, mr);
 	if (err) {
 		free(mr);
 		return err;
@@ -64,13 +70,20 @@ int mg_mr_create(struct mg_pd *pd, void *addr, size_t length, uint64_t iova, uns
 	return 0;
 }
 
+bool mg_mr_bound(const struct mg_mr *mr)
+{
+	return mr->n_mw != 0;
+}
+
 int mg_mr_destroy(struct mg_mr *mr)
 {
 	struct mg_engine *e = mr->pd->e;
 
+	if (mr->n_mw)
+		return EBUSY;
 	if (e->mr_last == mr)
 		e->mr_last = NULL;
-	mg_idtab_del(&e->mrs, mr->key);
+	mg_idtab_del(&e->mrs, mr->key >> 8);
 	mr->pd->refs--;
 	free(mr);
 	return 0;
@@ -92,10 +105,10 @@ struct mg_mr *mg_mr_find(struct mg_engine *e, uint32_t key)
 
 	if (mr && mr->key == key)
 		return mr;
-	mr = mg_idtab_get(&e->mrs, key);
-	if (mr)
-		e->mr_last = mr;
-	return mr;
+	mr = mg_idtab_get(&e->mrs, key >> 8);
+	if (!mr || mr->key != key)
+		return NULL;
+	return e->mr_last = mr;
 }
 
 struct copy {

@@ -9,8 +9,30 @@
 
 static bool known_opcode(enum ibv_wr_opcode op)
 {
-	return op == IBV_WR_SEND || op == IBV_WR_SEND_WITH_IMM || op == IBV_WR_RDMA_WRITE ||
-	       op == IBV_WR_RDMA_WRITE_WITH_IMM || mg_wr_is_answered(op);
+	return op == IBV_WR_SEND || op == IBV_WR_SEND_WITH_IMM || op == IBV_WR_SEND_WITH_INV ||
+	       op == IBV_WR_RDMA_WRITE || op == IBV_WR_RDMA_WRITE_WITH_IMM || mg_wr_is_answered(op) ||
+	       mg_wr_is_local(op);
+}
+
+/* What the window and the region allow is looked at when the request's turn comes. */
+static int check_local(const struct ibv_send_wr *wr)
+{
+	const struct ibv_mw_bind_info *b = &wr->bind_mw.bind_info;
+
+	if (wr->opcode == IBV_WR_LOCAL_INV)
+		return 0;
+	return wr->bind_mw.mw && (b->mr || (!b->addr && !b->length)) ? 0 : EINVAL;
+}
+
+/* ibv_send_wr has no place of its own for a flush: compare_add is its type and level, swap its length. */
+static int check_flush(const struct mg_qp *qp, const struct ibv_send_wr *wr)
+{
+	uint64_t type = wr->wr.atomic.compare_add & 0xff, level = wr->wr.atomic.compare_add >> 8;
+
+	return type && !(type & ~(uint64_t)(MG_FLUSH_GLOBAL | MG_FLUSH_PERSISTENT)) && level <= MG_FLUSH_MR &&
+			       wr->wr.atomic.swap <= UINT32_MAX && !wr->num_sge && qp->req.n_reads
+		       ? 0
+		       : EINVAL;
 }
 
 /* What each service can do (IBA table 42). */
@@ -19,7 +41,7 @@ static bool service_does(enum ibv_qp_type type, enum ibv_wr_opcode op)
 	bool send = op == IBV_WR_SEND || op == IBV_WR_SEND_WITH_IMM;
 	bool write = op == IBV_WR_RDMA_WRITE || op == IBV_WR_RDMA_WRITE_WITH_IMM;
 
-	return type == IBV_QPT_UD ? send : type == IBV_QPT_UC ? send || write : true;
+	return type == IBV_QPT_UD ? send : type == IBV_QPT_UC ? send || write || mg_wr_is_local(op) : true;
 }
 
 static int check_ud(const struct mg_qp *qp, const struct ibv_send_wr *wr)
@@ -40,12 +62,20 @@ static int check_send(const struct mg_qp *qp, const struct ibv_send_wr *wr, uint
 		return wr->opcode <= IBV_WR_TSO ? EOPNOTSUPP : EINVAL;
 	if (!service_does(qp->type, wr->opcode) || (qp->type == IBV_QPT_UD && check_ud(qp, wr)))
 		return EINVAL;
+	if (mg_wr_is_local(wr->opcode))
+		return check_local(wr);
+	if (wr->opcode == MG_WR_FLUSH)
+		return check_flush(qp, wr);
 	if (wr->num_sge < 0 || (!inl && (uint32_t)wr->num_sge > qp->cap.max_send_sge) ||
 	    (wr->num_sge && !wr->sg_list))
 		return EINVAL;
 	for (int i = 0; i < wr->num_sge; i++)
 		*length += wr->sg_list[i].length;
-	if (inl && (mg_wr_is_answered(wr->opcode) || *length > qp->cap.max_inline_data))
+	if (wr->opcode == MG_WR_ATOMIC_WRITE && *length != sizeof(uint64_t))
+		return EINVAL;
+	/* An ATOMIC WRITE's word has room in every request. */
+	if (inl && wr->opcode != MG_WR_ATOMIC_WRITE &&
+	    (mg_wr_is_answered(wr->opcode) || *length > qp->cap.max_inline_data))
 		return EINVAL;
 	if (*length > MAX_MESSAGE)
 		return EINVAL;
@@ -78,14 +108,14 @@ static void fill_send(struct mg_qp *qp, struct mg_swqe *w, const struct ibv_send
 	w->wr_id = wr->wr_id;
 	w->length = length;
 	w->psn = qp->req.end;
-	w->n_psn = qp->type == IBV_QPT_UD ? 1 : mg_packets(length, qp->mtu);
+	w->n_psn = mg_wr_is_local(wr->opcode) ? 0 : qp->type == IBV_QPT_UD ? 1 : mg_packets(length, qp->mtu);
 	w->opcode = (uint8_t)wr->opcode;
 	w->status = IBV_WC_SUCCESS;
 	w->imm = ntohl(wr->imm_data);
 	w->srqn = wr->qp_type.xrc.remote_srqn & MG_QPN_MASK;
 	if (qp->type == IBV_QPT_UD) {
 		fill_ud(qp, w, wr);
-	} else if (mg_wr_is_atomic(wr->opcode)) {
+	} else if (mg_wr_is_atomic(wr->opcode) || wr->opcode == MG_WR_FLUSH) {
 		w->remote_addr = wr->wr.atomic.remote_addr;
 		w->rkey = wr->wr.atomic.rkey;
 		w->compare_add = wr->wr.atomic.compare_add;
@@ -93,6 +123,21 @@ static void fill_send(struct mg_qp *qp, struct mg_swqe *w, const struct ibv_send
 	} else {
 		w->remote_addr = wr->wr.rdma.remote_addr;
 		w->rkey = wr->wr.rdma.rkey;
+	}
+	if (wr->opcode == MG_WR_FLUSH)
+		w->length = (uint32_t)w->swap;
+	if (wr->opcode == IBV_WR_SEND_WITH_INV)
+		w->imm = wr->invalidate_rkey;
+	if (wr->opcode == IBV_WR_LOCAL_INV)
+		w->rkey = wr->invalidate_rkey;
+	if (wr->opcode == IBV_WR_BIND_MW) {
+		const struct ibv_mw_bind_info *b = &wr->bind_mw.bind_info;
+
+		w->imm = wr->bind_mw.mw->rkey;
+		w->rkey = wr->bind_mw.rkey;
+		w->remote_addr = b->addr;
+		w->compare_add = b->length;
+		w->swap = (uint64_t)b->mw_access_flags << 32 | (b->mr ? b->mr->lkey : 0);
 	}
 	w->flags = (uint8_t)((wr->send_flags & IBV_SEND_SIGNALED || qp->sq_sig_all ? MG_WQE_SIGNALED : 0) |
 			     (wr->send_flags & IBV_SEND_SOLICITED ? MG_WQE_SOLICITED : 0) |
@@ -154,7 +199,7 @@ int mg_post_send(struct mg_qp *qp, mg_time now, struct ibv_send_wr *wr, struct i
 		*bad = wr;
 	if (in_error(qp))
 		mg_req_flush(qp);
-	else if (qp->req.snd != qp->req.end)
+	else if (qp->req.cur != qp->req.tail)
 		mg_qp_ready(qp);
 	return err;
 }

@@ -178,6 +178,7 @@ int mg_qp_destroy(struct mg_qp *qp)
 	if (qp->n_mcast)
 		return EBUSY;
 	unready(qp);
+	mg_mw_qp_gone(qp);
 	mg_heap_remove(qp);
 	mg_idtab_del(&e->qps, qp->qpn);
 	count_refs(qp, UINT32_MAX);

@@ -106,9 +106,12 @@ static uint8_t data_opcode(const struct mg_swqe *w, bool first, bool last)
 {
 	bool write = w->opcode == IBV_WR_RDMA_WRITE || w->opcode == IBV_WR_RDMA_WRITE_WITH_IMM;
 	bool imm = w->opcode == IBV_WR_SEND_WITH_IMM || w->opcode == IBV_WR_RDMA_WRITE_WITH_IMM;
+	bool inv = w->opcode == IBV_WR_SEND_WITH_INV;
 	uint8_t base =
 		write ? MG_OP_WRITE_FIRST : MG_OP_SEND_FIRST; /* FIRST MIDDLE LAST LAST_IMM ONLY ONLY_IMM */
 
+	if (last && inv)
+		return first ? MG_OP_SEND_ONLY_INV : MG_OP_SEND_LAST_INV;
 	if (first && last)
 		return (uint8_t)(base + 4 + imm);
 	if (last)
@@ -136,7 +139,7 @@ int mg_req_build_data(struct mg_qp *qp, struct mg_swqe *w, bool ackreq, struct m
 	mg_qp_hdrs(qp, data_opcode(w, first, last), (uint32_t)r->snd, &h);
 	h.ackreq = ackreq || (last && !mg_qp_unacked(qp));
 	h.solicited = last && w->flags & MG_WQE_SOLICITED;
-	h.imm = w->imm;
+	h.imm = h.ieth = w->imm;
 	h.reth.va = w->remote_addr;
 	h.reth.rkey = w->rkey;
 	h.reth.length = w->length;
@@ -217,6 +220,34 @@ static void sent(struct mg_qp *qp, const struct mg_swqe *w, mg_time now, uint32_
 	r->probe_credit = false;
 }
 
+/*
+ * Carry out local operations whose turn has come. An invalidation waits until all requests before it
+ * are complete (IBA 10.6.5.1), a binding only when it is fenced.
+ */
+void mg_req_run_local(struct mg_qp *qp)
+{
+	struct mg_requester *r = &qp->req;
+	struct mg_swqe *w;
+
+	while (r->cur != r->tail && mg_wr_is_local((w = mg_sq_at(qp, r->cur))->opcode)) {
+		if (w->flags & MG_WQE_DONE) { /* on the way once more, after going back */
+			r->cur++;
+			continue;
+		}
+		if (qp->state != IBV_QPS_RTS || w->status != IBV_WC_SUCCESS)
+			return;
+		if (w->opcode == IBV_WR_LOCAL_INV ? r->cur != r->head
+						  : w->flags & MG_WQE_FENCE && r->read_fill)
+			return;
+		w->status = (uint8_t)mg_mw_run(qp, w);
+		if (w->status == IBV_WC_SUCCESS) {
+			w->flags |= MG_WQE_DONE;
+			r->cur++;
+		}
+		mg_comp_advance(qp); /* it may be its time to complete, or to fail */
+	}
+}
+
 enum mg_tx_result mg_req_tx(struct mg_qp *qp, mg_time now, unsigned flags, struct mg_pkt *p)
 {
 	struct mg_requester *r = &qp->req;
@@ -226,10 +257,11 @@ enum mg_tx_result mg_req_tx(struct mg_qp *qp, mg_time now, unsigned flags, struc
 	bool ackreq;
 	int status = IBV_WC_SUCCESS;
 
+	mg_req_run_local(qp);
 	if (r->snd == r->end)
 		return MG_TX_NONE;
 	w = mg_sq_at(qp, r->cur);
-	if (!may_send(qp, w) || in_flight >= window)
+	if (mg_wr_is_local(w->opcode) || !may_send(qp, w) || in_flight >= window)
 		return MG_TX_NONE;
 	if (flags & MG_TX_LAZY && !r->probing && can_wait(qp, w, in_flight))
 		return MG_TX_HELD;
@@ -241,8 +273,9 @@ enum mg_tx_result mg_req_tx(struct mg_qp *qp, mg_time now, unsigned flags, struc
 		if (w->opcode == IBV_WR_RDMA_READ)
 			build_read(qp, w, n, p);
 		else
-			mg_atomic_build(qp, w, p);
-		r->reads[(r->read_head + r->read_fill++) % r->n_reads] = r->snd + n;
+			status = mg_atomic_build(qp, w, p);
+		if (status == IBV_WC_SUCCESS)
+			r->reads[(r->read_head + r->read_fill++) % r->n_reads] = r->snd + n;
 	} else {
 		status = mg_req_build_data(qp, w, ackreq, p);
 	}

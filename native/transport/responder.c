@@ -170,8 +170,25 @@ static void recv_done(struct mg_qp *qp, const struct mg_hdrs *h, enum ibv_wc_opc
 	if (h->mask & MG_H_IMM) {
 		wc.wc_flags = IBV_WC_WITH_IMM;
 		wc.imm_data = htonl(h->imm);
+	} else if (h->mask & MG_H_IETH) {
+		wc.wc_flags = IBV_WC_WITH_INV;
+		wc.invalidated_rkey = h->ieth;
 	}
 	mg_recv_done(qp, &wc, h->solicited);
+}
+
+/*
+ * A class J error (IBA 9.9.3.1): the message is there and is acknowledged, but its key was nothing
+ * that may be invalidated. Only this end is told.
+ */
+static void not_invalidated(struct mg_qp *qp, const struct mg_hdrs *h)
+{
+	struct ibv_wc wc = {.status = IBV_WC_REM_INV_REQ_ERR, .opcode = IBV_WC_RECV};
+
+	mg_recv_done(qp, &wc, false);
+	accepted(qp, h, 1);
+	nak(qp, MG_AETH_ACK);
+	mg_qp_fatal(qp, IBV_EVENT_QP_ACCESS_ERR);
 }
 
 static void rx_send(struct mg_qp *qp, const struct mg_hdrs *h)
@@ -199,10 +216,14 @@ static void rx_send(struct mg_qp *qp, const struct mg_hdrs *h)
 		return;
 	}
 	r->offset += h->payload_len;
-	if (h->mask & (MG_P_LAST | MG_P_ONLY)) {
+	if (!(h->mask & (MG_P_LAST | MG_P_ONLY)))
+		accepted(qp, h, 1);
+	else if (h->mask & MG_H_IETH && mg_mw_invalidate(qp, h->ieth))
+		not_invalidated(qp, h);
+	else {
 		recv_done(qp, h, IBV_WC_RECV, r->offset);
+		accepted(qp, h, 1);
 	}
-	accepted(qp, h, 1);
 }
 
 static void rx_write(struct mg_qp *qp, const struct mg_hdrs *h)
@@ -223,7 +244,7 @@ static void rx_write(struct mg_qp *qp, const struct mg_hdrs *h)
 		return;
 	}
 	/* A write of no bytes is not checked against a key (IBA 9.7.4.1.6, C9-88). */
-	if (left && !(to = mg_mr_map(qp->pd, rkey, va, left, IBV_ACCESS_REMOTE_WRITE))) {
+	if (left && !(to = mg_remote_map(qp, rkey, va, left, IBV_ACCESS_REMOTE_WRITE))) {
 		refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
 		return;
 	}
@@ -270,8 +291,8 @@ static void record(struct mg_responder *r, const struct mg_resource *res)
 
 static bool read_allowed(const struct mg_qp *qp, const struct mg_hdrs *h)
 {
-	return !h->reth.length || (qp->pd && mg_mr_map(qp->pd, h->reth.rkey, h->reth.va, h->reth.length,
-						       IBV_ACCESS_REMOTE_READ));
+	return !h->reth.length || (qp->pd && mg_remote_map(qp, h->reth.rkey, h->reth.va, h->reth.length,
+							   IBV_ACCESS_REMOTE_READ));
 }
 
 static void rx_read(struct mg_qp *qp, const struct mg_hdrs *h)
@@ -299,9 +320,27 @@ static void rx_read(struct mg_qp *qp, const struct mg_hdrs *h)
 	accepted(qp, h, n);
 }
 
+/* What an atomic, an ATOMIC WRITE or a FLUSH names. */
+static struct mg_resource named(const struct mg_hdrs *h)
+{
+	struct mg_resource res = {.first_psn = h->psn, .last_psn = h->psn, .opcode = h->opcode};
+
+	if (h->mask & MG_H_RETH) {
+		res.va = h->reth.va;
+		res.rkey = h->reth.rkey;
+		res.length = h->reth.length;
+	} else {
+		res.va = h->atomic.va;
+		res.rkey = h->atomic.rkey;
+		res.length = sizeof(res.atomic_orig);
+	}
+	return res;
+}
+
 static void rx_atomic(struct mg_qp *qp, const struct mg_hdrs *h)
 {
 	struct mg_responder *r = &qp->resp;
+	struct mg_resource res;
 	uint64_t orig;
 	uint8_t refused;
 
@@ -314,13 +353,9 @@ static void rx_atomic(struct mg_qp *qp, const struct mg_hdrs *h)
 		refuse(qp, refused, IBV_WC_SUCCESS);
 		return;
 	}
-	record(r, &(struct mg_resource){.first_psn = h->psn,
-					.last_psn = h->psn,
-					.va = h->atomic.va,
-					.rkey = h->atomic.rkey,
-					.length = sizeof(orig),
-					.opcode = h->opcode,
-					.atomic_orig = orig});
+	res = named(h);
+	res.atomic_orig = orig;
+	record(r, &res);
 	add_job(qp, h->psn, h, orig);
 	accepted(qp, h, 1);
 }
@@ -367,6 +402,7 @@ static void duplicate_read(struct mg_qp *qp, const struct mg_hdrs *h)
 /* Its recorded result, never a second execution (IBA C9-105). */
 static void duplicate_atomic(struct mg_qp *qp, const struct mg_hdrs *h)
 {
+	struct mg_resource same = named(h);
 	struct mg_responder *r = &qp->resp;
 
 	for (uint32_t i = 0; i < r->n_res; i++) {
@@ -374,7 +410,7 @@ static void duplicate_atomic(struct mg_qp *qp, const struct mg_hdrs *h)
 
 		if (s->opcode != h->opcode || s->first_psn != h->psn)
 			continue;
-		if (s->rkey == h->atomic.rkey && s->va == h->atomic.va && restart_jobs(r, h->psn))
+		if (s->rkey == same.rkey && s->va == same.va && restart_jobs(r, h->psn))
 			add_job(qp, h->psn, h, s->atomic_orig);
 		return;
 	}
@@ -390,7 +426,7 @@ static void duplicate(struct mg_qp *qp, const struct mg_hdrs *h)
 		duplicate_read(qp, h);
 		return;
 	}
-	if (h->mask & MG_P_ATOMIC) {
+	if (h->mask & MG_P_ANSWERED) {
 		duplicate_atomic(qp, h);
 		return;
 	}
@@ -421,16 +457,14 @@ static void rx_request(struct mg_qp *qp, const struct mg_hdrs *h)
 		refuse(qp, MG_NAK_INVALID_REQ, r->have_wqe ? IBV_WC_LOC_QP_OP_ERR : IBV_WC_SUCCESS);
 		return;
 	}
-	if (h->mask & MG_P_SEND && !(h->mask & MG_H_IETH))
+	if (h->mask & MG_P_SEND)
 		rx_send(qp, h);
 	else if (h->mask & MG_P_WRITE)
 		rx_write(qp, h);
 	else if (h->opcode == MG_OP_READ_REQ)
 		rx_read(qp, h);
-	else if (h->mask & MG_P_ATOMIC)
-		rx_atomic(qp, h);
 	else
-		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS); /* invalidate: not offered */
+		rx_atomic(qp, h);
 }
 
 void mg_resp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h)
@@ -466,7 +500,7 @@ static bool tx_read(struct mg_qp *qp, struct mg_pkt *p)
 	if (qp->xrcd)
 		enter_xrc(qp, j->srqn);
 	if (n && qp->pd)
-		from = mg_mr_map(qp->pd, j->rkey, j->va, n, IBV_ACCESS_REMOTE_READ);
+		from = mg_remote_map(qp, j->rkey, j->va, n, IBV_ACCESS_REMOTE_READ);
 	if (qp->xrcd)
 		leave_xrc(qp);
 	if (n && !from) {
@@ -502,7 +536,8 @@ static void tx_atomic(struct mg_qp *qp, struct mg_pkt *p)
 	const struct mg_job *j = &r->jobs[r->job_head];
 	struct mg_hdrs h;
 
-	mg_qp_hdrs(qp, MG_OP_ATOMIC_ACK, j->psn, &h);
+	mg_qp_hdrs(qp, mg_opinfo[j->opcode].mask & MG_P_ATOMIC ? MG_OP_ATOMIC_ACK : MG_OP_READ_RESP_ONLY,
+		   j->psn, &h);
 	h.aeth.syndrome = MG_AETH_ACK;
 	h.aeth.msn = r->msn;
 	h.atomic_orig = j->orig;
@@ -544,7 +579,7 @@ enum mg_tx_result mg_resp_tx(struct mg_qp *qp, unsigned flags, struct mg_pkt *p)
 	if (r->nak) {
 		syndrome = r->nak;
 		r->nak = 0;
-		tx_ack(qp, syndrome, r->epsn, p);
+		tx_ack(qp, syndrome, syndrome == MG_AETH_ACK ? (r->epsn - 1) & MG_PSN_MASK : r->epsn, p);
 		return MG_TX_PACKET;
 	}
 	if (!r->ack_pending || !mg_qp_connected(qp))

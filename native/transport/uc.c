@@ -77,7 +77,7 @@ static bool rx_write(struct mg_qp *qp, const struct mg_hdrs *h)
 		return false;
 	if (!(qp->access & IBV_ACCESS_REMOTE_WRITE) ||
 	    (r->wr_left &&
-	     !(to = mg_mr_map(qp->pd, r->wr_rkey, r->wr_va, r->wr_left, IBV_ACCESS_REMOTE_WRITE))))
+	     !(to = mg_remote_map(qp, r->wr_rkey, r->wr_va, r->wr_left, IBV_ACCESS_REMOTE_WRITE))))
 		return false;
 	if (h->mask & MG_H_IMM && !mg_recv_take(qp, qp->srq))
 		return false;

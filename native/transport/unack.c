@@ -43,10 +43,13 @@ enum mg_tx_result mg_unack_tx(struct mg_qp *qp, struct mg_pkt *p)
 	struct mg_requester *r = &qp->req;
 	bool sent = false;
 
+	mg_req_run_local(qp);
 	while (!sent && r->snd != r->end) {
 		struct mg_swqe *w = mg_sq_at(qp, r->cur);
 		int status = IBV_WC_SUCCESS;
 
+		if (mg_wr_is_local(w->opcode))
+			return MG_TX_NONE;
 		if (!mg_qp_sends(qp) || qp->mig.resuming || (qp->state == IBV_QPS_SQD && r->snd == w->psn))
 			return MG_TX_NONE;
 		/* Longer than the port's MTU: no packet, and no error either (IBA C10-93.1.1). */

@@ -25,6 +25,9 @@ static void set_ops(struct verbs_context *v)
 	ops->req_notify_cq = mgv_req_notify_cq;
 	ops->post_send = mgv_post_send;
 	ops->post_recv = mgv_post_recv;
+	ops->alloc_mw = mgv_alloc_mw;
+	ops->bind_mw = mgv_bind_mw;
+	ops->dealloc_mw = mgv_dealloc_mw;
 	ops->post_srq_recv = mgv_post_srq_recv;
 
 	v->query_port = mgv_query_port;
@@ -55,6 +58,7 @@ static struct ibv_context *open_ours(void)
 	c = &ctx->v.context;
 	mgv_list_init(&ctx->pds);
 	mgv_list_init(&ctx->mrs);
+	mgv_list_init(&ctx->mws);
 	mgv_list_init(&ctx->cqs);
 	mgv_list_init(&ctx->qps);
 	mgv_list_init(&ctx->ahs);
@@ -117,6 +121,7 @@ static void release_all(struct mgv_context *ctx)
 	struct mgv_srq *srq;
 	struct mgv_qp *qp;
 	struct mgv_cq *cq;
+	struct mgv_mw *mw;
 	struct mgv_mr *mr;
 	struct mgv_ah *ah;
 	struct mgv_pd *pd;
@@ -142,6 +147,11 @@ static void release_all(struct mgv_context *ctx)
 		mg_cq_destroy(cq->mg);
 		mgv_list_del(&cq->link);
 		mgv_cq_free(cq);
+	}
+	while ((mw = first(&ctx->mws, struct mgv_mw))) {
+		mg_mw_destroy(mw->mg);
+		mgv_list_del(&mw->link);
+		free(mw);
 	}
 	while ((mr = first(&ctx->mrs, struct mgv_mr))) {
 		mg_mr_destroy(mr->mg);

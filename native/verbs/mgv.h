@@ -107,7 +107,7 @@ struct mgv_async {
 struct mgv_context {
 	struct mg_device *dev;
 	struct mgv_list link; /* in mgv_device.contexts */
-	struct mgv_list pds, mrs, cqs, qps, ahs, channels, srqs, xrcds;
+	struct mgv_list pds, mrs, mws, cqs, qps, ahs, channels, srqs, xrcds;
 	struct mgv_list async; /* of struct mgv_async, oldest first */
 	struct mgv_sem async_sem;
 	uint32_t handles;
@@ -140,6 +140,16 @@ struct mgv_mr {
 static inline struct mgv_mr *mgv_mr(struct ibv_mr *m)
 {
 	return mgv_container(m, struct mgv_mr, ib);
+}
+
+struct mgv_mw {
+	struct ibv_mw ib;
+	struct mg_mw *mg;
+	struct mgv_list link;
+};
+static inline struct mgv_mw *mgv_mw(struct ibv_mw *m)
+{
+	return mgv_container(m, struct mgv_mw, ib);
 }
 
 struct mgv_channel {
@@ -272,6 +282,11 @@ struct ibv_mr *mgv_reg_mr(struct ibv_pd *pd, void *addr, size_t length, uint64_t
 /* 0 when [addr, addr+length) is mapped readable (and writable when asked), else EFAULT. */
 int mgv_check_mapped(const void *addr, size_t length, bool write);
 
+/* mw.c */
+struct ibv_mw *mgv_alloc_mw(struct ibv_pd *pd, enum ibv_mw_type type);
+int mgv_dealloc_mw(struct ibv_mw *mw);
+int mgv_bind_mw(struct ibv_qp *qp, struct ibv_mw *mw, struct ibv_mw_bind *bind);
+
 /* cq.c, cq_ex.c */
 struct ibv_cq_ex *mgv_create_cq_ex(struct ibv_context *c, struct ibv_cq_init_attr_ex *attr);
 int mgv_poll_cq(struct ibv_cq *c, int n, struct ibv_wc *wc);
@@ -287,10 +302,13 @@ int mgv_post_recv(struct ibv_qp *q, struct ibv_recv_wr *wr, struct ibv_recv_wr *
 void mgv_qp_ex_init(struct mgv_qp *qp);
 void mgv_qp_ex_free(struct mgv_qp *qp);
 void mgv_qp_free(struct mgv_qp *qp);
+#define MGV_EX_WITH_FLUSH (1 << 11)
+#define MGV_EX_WITH_ATOMIC_WRITE (1 << 12)
 #define MGV_SEND_OPS                                                                                   \
 	(IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM | IBV_QP_EX_WITH_SEND |        \
 	 IBV_QP_EX_WITH_SEND_WITH_IMM | IBV_QP_EX_WITH_RDMA_READ | IBV_QP_EX_WITH_ATOMIC_CMP_AND_SWP | \
-	 IBV_QP_EX_WITH_ATOMIC_FETCH_AND_ADD)
+	 IBV_QP_EX_WITH_ATOMIC_FETCH_AND_ADD | IBV_QP_EX_WITH_LOCAL_INV | IBV_QP_EX_WITH_BIND_MW |     \
+	 IBV_QP_EX_WITH_SEND_WITH_INV | MGV_EX_WITH_FLUSH | MGV_EX_WITH_ATOMIC_WRITE)
 void mgv_qp_init(struct mgv_qp *qp, struct ibv_context *c, struct mg_qp *mg); /* dev->lock held */
 int mgv_qp_release(struct mgv_qp *qp); /* out of the engine, lists, counts; dev->lock held */
 

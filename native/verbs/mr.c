@@ -7,9 +7,10 @@
 #include <stdlib.h>
 
 #define REMOTE_WRITERS (IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC)
-#define KNOWN                                                                                    \
-	(IBV_ACCESS_LOCAL_WRITE | REMOTE_WRITERS | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_MW_BIND | \
-	 IBV_ACCESS_ZERO_BASED | IBV_ACCESS_ON_DEMAND | IBV_ACCESS_HUGETLB | IBV_ACCESS_OPTIONAL_RANGE)
+#define KNOWN                                                                                            \
+	(IBV_ACCESS_LOCAL_WRITE | REMOTE_WRITERS | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_MW_BIND |         \
+	 IBV_ACCESS_ZERO_BASED | IBV_ACCESS_ON_DEMAND | IBV_ACCESS_HUGETLB | IBV_ACCESS_OPTIONAL_RANGE | \
+	 MG_ACCESS_FLUSH_GLOBAL)
 
 /* What the kernel would check before a driver sees the registration. */
 static int check_mr(const void *addr, size_t length, unsigned access)
@@ -30,7 +31,9 @@ static int mr_create(struct mgv_pd *pd, void *addr, size_t length, uint64_t iova
 		     struct mg_mr **out)
 {
 	return mg_mr_create(pd->mg, addr, length, access & IBV_ACCESS_ZERO_BASED ? 0 : iova,
-			    access & (IBV_ACCESS_LOCAL_WRITE | REMOTE_WRITERS | IBV_ACCESS_REMOTE_READ), out);
+			    access & (IBV_ACCESS_LOCAL_WRITE | REMOTE_WRITERS | IBV_ACCESS_REMOTE_READ |
+				      IBV_ACCESS_MW_BIND | MG_ACCESS_FLUSH_GLOBAL),
+			    out);
 }
 
 static void mr_fill(struct mgv_mr *mr, struct mgv_pd *pd, void *addr, size_t length, uint64_t iova,
@@ -191,9 +194,9 @@ MGV_EXPORT int ibv_rereg_mr(struct ibv_mr *ibmr, int flags, struct ibv_pd *ibpd,
 	if (err)
 		goto err;
 	mg_device_lock(ctx->dev);
-	err = mr_create(pd, addr, length, iova, (unsigned)access, &mg);
+	err = mg_mr_bound(mr->mg) ? EBUSY : mr_create(pd, addr, length, iova, (unsigned)access, &mg);
 	if (!err) {
-		mg_mr_destroy(mr->mg);
+		mg_mr_destroy(mr->mg); /* no window is bound to it */
 		mr_fill(mr, pd, addr, length, iova, (unsigned)access, mg);
 	}
 	mg_device_unlock(ctx->dev);

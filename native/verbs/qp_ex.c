@@ -142,28 +142,67 @@ static void wr_atomic_fetch_add(struct ibv_qp_ex *q, uint32_t rkey, uint64_t add
 	atomic(q, IBV_WR_ATOMIC_FETCH_AND_ADD, rkey, addr, add_val, 0);
 }
 
+static void wr_send_inv(struct ibv_qp_ex *q, uint32_t rkey)
+{
+	struct ibv_send_wr *wr = add(of(q), IBV_WR_SEND_WITH_INV);
+
+	if (wr)
+		wr->invalidate_rkey = rkey;
+}
+
+/* Requests that have no data, or have it already: none may be set (ibv_wr_post(3)). */
+static struct ibv_send_wr *add_whole(struct ibv_qp_ex *q, enum ibv_wr_opcode opcode)
+{
+	struct mgv_builder *b = &of(q)->b;
+	struct ibv_send_wr *wr = add(of(q), opcode);
+
+	if (wr)
+		b->piece[b->n_wr - 1].set = true;
+	return wr;
+}
+
+static void wr_local_inv(struct ibv_qp_ex *q, uint32_t rkey)
+{
+	struct ibv_send_wr *wr = add_whole(q, IBV_WR_LOCAL_INV);
+
+	if (wr)
+		wr->invalidate_rkey = rkey;
+}
+
+static void wr_bind_mw(struct ibv_qp_ex *q, struct ibv_mw *mw, uint32_t rkey,
+		       const struct ibv_mw_bind_info *info)
+{
+	struct ibv_send_wr *wr = add_whole(q, IBV_WR_BIND_MW);
+
+	if (!wr)
+		return;
+	wr->bind_mw.mw = mw;
+	wr->bind_mw.rkey = rkey;
+	if (info)
+		wr->bind_mw.bind_info = *info;
+}
+
+typedef void (*flush_fn)(struct ibv_qp_ex *, uint32_t, uint64_t, size_t, uint8_t, uint8_t);
+
+/* As mg_post_send wants it: see check_flush there. */
+static void wr_flush(struct ibv_qp_ex *q, uint32_t rkey, uint64_t addr, size_t len, uint8_t type,
+		     uint8_t level)
+{
+	struct ibv_send_wr *wr = add_whole(q, (enum ibv_wr_opcode)MG_WR_FLUSH);
+
+	if (!wr)
+		return;
+	wr->wr.atomic.remote_addr = addr;
+	wr->wr.atomic.rkey = rkey;
+	wr->wr.atomic.compare_add = (uint64_t)level << 8 | type;
+	wr->wr.atomic.swap = len;
+}
+
 /* ---- what our QPs do not do: the batch fails ------------------------------------------------------------ */
 
 static void wr_unsupported(struct ibv_qp_ex *q)
 {
 	fail(&of(q)->b, EOPNOTSUPP);
-}
-static void wr_atomic_write(struct ibv_qp_ex *q, uint32_t rkey, uint64_t addr, const void *data)
-{
-	wr_unsupported(q);
-}
-static void wr_bind_mw(struct ibv_qp_ex *q, struct ibv_mw *mw, uint32_t rkey,
-		       const struct ibv_mw_bind_info *info)
-{
-	wr_unsupported(q);
-}
-static void wr_local_inv(struct ibv_qp_ex *q, uint32_t rkey)
-{
-	wr_unsupported(q);
-}
-static void wr_send_inv(struct ibv_qp_ex *q, uint32_t rkey)
-{
-	wr_unsupported(q);
 }
 static void wr_send_tso(struct ibv_qp_ex *q, void *hdr, uint16_t hdr_sz, uint16_t mss)
 {
@@ -247,19 +286,12 @@ static bool is_atomic(enum ibv_wr_opcode opcode)
 	return opcode == IBV_WR_ATOMIC_CMP_AND_SWP || opcode == IBV_WR_ATOMIC_FETCH_AND_ADD;
 }
 
-static void wr_set_inline_data_list(struct ibv_qp_ex *q, size_t num_buf, const struct ibv_data_buf *buf)
+/* Take `num_buf` pieces, at most `left` bytes, into *p (NULL: nothing was begun). */
+static void copy_inline(struct mgv_builder *b, struct mgv_piece *p, size_t num_buf,
+			const struct ibv_data_buf *buf, uint32_t left)
 {
-	struct mgv_qp *qp = of(q);
-	struct mgv_builder *b = &qp->b;
-	struct mgv_piece *p = current(b);
-	uint32_t left = qp->cap.max_inline_data;
-
 	if (!p)
 		return;
-	if (b->wr[b->n_wr - 1].opcode == IBV_WR_RDMA_READ || is_atomic(b->wr[b->n_wr - 1].opcode)) {
-		fail(b, EINVAL); /* data comes back: it needs a place */
-		return;
-	}
 	if (grow((void **)&b->bytes, &b->cap_bytes, b->n_bytes, left, 1) ||
 	    grow((void **)&b->sge, &b->cap_sge, b->n_sge, 1, sizeof(*b->sge))) {
 		fail(b, ENOMEM);
@@ -282,11 +314,32 @@ static void wr_set_inline_data_list(struct ibv_qp_ex *q, size_t num_buf, const s
 	b->n_sge++; /* its entry is filled at the end: `bytes` may move */
 }
 
+static void wr_set_inline_data_list(struct ibv_qp_ex *q, size_t num_buf, const struct ibv_data_buf *buf)
+{
+	struct mgv_qp *qp = of(q);
+	struct mgv_builder *b = &qp->b;
+	struct mgv_piece *p = current(b);
+
+	if (p && (b->wr[b->n_wr - 1].opcode == IBV_WR_RDMA_READ || is_atomic(b->wr[b->n_wr - 1].opcode)))
+		fail(b, EINVAL); /* data comes back: it needs a place */
+	else
+		copy_inline(b, p, num_buf, buf, qp->cap.max_inline_data);
+}
+
 static void wr_set_inline_data(struct ibv_qp_ex *q, void *addr, size_t length)
 {
 	struct ibv_data_buf buf = {.addr = addr, .length = length};
 
 	wr_set_inline_data_list(q, 1, &buf);
+}
+
+static void wr_atomic_write(struct ibv_qp_ex *q, uint32_t rkey, uint64_t addr, const void *data)
+{
+	struct mgv_builder *b = &of(q)->b;
+
+	rdma(q, (enum ibv_wr_opcode)MG_WR_ATOMIC_WRITE, rkey, addr, 0);
+	copy_inline(b, current(b), 1, &(struct ibv_data_buf){(void *)(uintptr_t)data, sizeof(uint64_t)},
+		    sizeof(uint64_t));
 }
 
 /* ---- the batch ------------------------------------------------------------------------------------------- */
@@ -374,6 +427,9 @@ void mgv_qp_ex_init(struct mgv_qp *qp)
 	q->wr_atomic_write = wr_atomic_write;
 	for (unsigned i = 0; i < MGV_QP_SPARE; i++)
 		qp->spare[i] = wr_unsupported;
+	/* ibv_qp_ex ends with wr_atomic_write until rdma-core 46, whose programs find wr_flush behind it. */
+	*(flush_fn *)(void *)((char *)qp + offsetof(struct mgv_qp, ex.wr_atomic_write) + sizeof(flush_fn)) =
+		wr_flush;
 }
 
 void mgv_qp_ex_free(struct mgv_qp *qp)

@@ -7,6 +7,8 @@
 #define N_PKEY 1
 #define N_GID (sizeof(((struct mg_port *)0)->gid) / sizeof(struct mg_addr))
 #define MAX_MSG (1u << 31)
+#define CAP_FLUSH_GLOBAL (1ull << 38) /* enum ib_uverbs_device_cap_flags, of newer headers */
+#define CAP_ATOMIC_WRITE (1ull << 40)
 
 /* libibverbs' driver.h, which is not installed. */
 enum ibv_gid_type_sysfs {
@@ -41,12 +43,14 @@ static void device_attr(struct mg_device *dev, struct ibv_device_attr *a)
 	a->max_qp_wr = MG_MAX_QP_WR;
 	a->device_cap_flags = IBV_DEVICE_CURR_QP_STATE_MOD | IBV_DEVICE_SYS_IMAGE_GUID |
 			      IBV_DEVICE_RC_RNR_NAK_GEN | IBV_DEVICE_SRQ_RESIZE | IBV_DEVICE_XRC |
-			      IBV_DEVICE_PORT_ACTIVE_EVENT;
+			      IBV_DEVICE_PORT_ACTIVE_EVENT | IBV_DEVICE_MEM_WINDOW |
+			      IBV_DEVICE_MEM_WINDOW_TYPE_2B | IBV_DEVICE_MEM_MGT_EXTENSIONS;
 	a->max_sge = MG_MAX_SGE;
 	a->max_sge_rd = MG_MAX_SGE;
 	a->max_cq = 1 << 20;
 	a->max_cqe = MG_MAX_CQE;
 	a->max_mr = 1 << 20;
+	a->max_mw = 1 << 20;
 	a->max_pd = 1 << 20;
 	a->max_srq = 1 << 20;
 	a->max_srq_wr = MG_MAX_SRQ_WR;
@@ -80,7 +84,7 @@ int mgv_query_device_ex(struct ibv_context *c, const struct ibv_query_device_ex_
 	if ((in && in->comp_mask) || size < sizeof(full.orig_attr))
 		return EINVAL;
 	device_attr(mgv_ctx(c)->dev, &full.orig_attr);
-	full.device_cap_flags_ex = full.orig_attr.device_cap_flags;
+	full.device_cap_flags_ex = full.orig_attr.device_cap_flags | CAP_FLUSH_GLOBAL | CAP_ATOMIC_WRITE;
 	memset(attr, 0, size);
 	memcpy(attr, &full, size < sizeof(full) ? size : sizeof(full));
 	return 0;

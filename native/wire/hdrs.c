@@ -126,6 +126,11 @@ int mg_hdrs_parse(const uint8_t *buf, size_t len, struct mg_hdrs *h)
 		h->xrc_srqn = get24(p + 1);
 		p += 4;
 	}
+	if (info->mask & MG_H_FETH) {
+		h->feth.type = p[3] & 0x0f;
+		h->feth.level = p[3] >> 4 & 3;
+		p += 4;
+	}
 	if (info->mask & MG_H_RETH) {
 		h->reth.va = get64(p);
 		h->reth.rkey = get32(p + 8);
@@ -180,6 +185,8 @@ size_t mg_hdrs_build(const struct mg_hdrs *h, uint8_t *out)
 	}
 	if (mask & MG_H_XRCETH)
 		p = put32(p, h->xrc_srqn & MG_QPN_MASK);
+	if (mask & MG_H_FETH)
+		p = put32(p, (uint32_t)(h->feth.level & 3) << 4 | (h->feth.type & 0x0f));
 	if (mask & MG_H_RETH) {
 		p = put64(p, h->reth.va);
 		p = put32(p, h->reth.rkey);

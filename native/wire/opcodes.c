@@ -4,10 +4,11 @@
  */
 #include "wire/wire.h"
 
-#define HDR_LEN(m)                                                                                     \
-	(MG_BTH_LEN + ((m)&MG_H_DETH ? 8 : 0) + ((m)&MG_H_XRCETH ? 4 : 0) + ((m)&MG_H_RETH ? 16 : 0) + \
-	 ((m)&MG_H_ATOMIC ? 28 : 0) + ((m)&MG_H_AETH ? 4 : 0) + ((m)&MG_H_ATOMICACK ? 8 : 0) +         \
-	 ((m)&MG_H_IMM ? 4 : 0) + ((m)&MG_H_IETH ? 4 : 0) + ((m)&MG_H_MEH ? MG_MEH_LEN : 0))
+#define HDR_LEN(m)                                                                                    \
+	(MG_BTH_LEN + ((m)&MG_H_DETH ? 8 : 0) + ((m)&MG_H_XRCETH ? 4 : 0) + ((m)&MG_H_FETH ? 4 : 0) + \
+	 ((m)&MG_H_RETH ? 16 : 0) + ((m)&MG_H_ATOMIC ? 28 : 0) + ((m)&MG_H_AETH ? 4 : 0) +            \
+	 ((m)&MG_H_ATOMICACK ? 8 : 0) + ((m)&MG_H_IMM ? 4 : 0) + ((m)&MG_H_IETH ? 4 : 0) +            \
+	 ((m)&MG_H_MEH ? MG_MEH_LEN : 0))
 
 #define OP(opcode, text, bits) [opcode] = {.name = (text), .mask = (bits), .hdr_len = HDR_LEN(bits)}
 
@@ -55,7 +56,9 @@
 		OP((svc) + MG_OP_SEND_LAST_INV, n " SEND_LAST_INV",                                   \
 		   (x) | DATA | MG_P_SEND | MG_P_LAST | MG_H_IETH),                                   \
 		OP((svc) + MG_OP_SEND_ONLY_INV, n " SEND_ONLY_INV",                                   \
-		   (x) | DATA | MG_P_SEND | MG_P_ONLY | MG_H_IETH)
+		   (x) | DATA | MG_P_SEND | MG_P_ONLY | MG_H_IETH),                                   \
+		OP((svc) + MG_OP_FLUSH, n " FLUSH", (x) | QUERY | MG_H_FETH | MG_H_RETH),             \
+		OP((svc) + MG_OP_ATOMIC_WRITE, n " ATOMIC_WRITE", (x) | QUERY | MG_H_PAYLOAD | MG_H_RETH)
 
 const struct mg_opinfo mg_opinfo[256] = {
 	SEND_WRITE(MG_SVC_RC, "RC", 0),

@@ -61,6 +61,8 @@ enum mg_opcode {
 	MG_OP_FETCH_ADD = 20,
 	MG_OP_SEND_LAST_INV = 22,
 	MG_OP_SEND_ONLY_INV = 23,
+	MG_OP_FLUSH = 28,
+	MG_OP_ATOMIC_WRITE = 29,
 
 	/* Manufacturer-defined range (0xc0-0xff), docs/protocol.md. */
 	MG_OP_RESUME = 0xc0,
@@ -93,6 +95,7 @@ enum mg_hdr_bit {
 	MG_P_CONTROL = 1u << 18,  /* migration extension */
 	MG_H_XRCETH = 1u << 19,	  /* 4 bytes: the SRQ's number (XRC requests) */
 	MG_P_ANSWERED = 1u << 20, /* a request that only its own answer acknowledges */
+	MG_H_FETH = 1u << 21,	  /* 4 bytes: kind and range of a flush */
 };
 
 struct mg_opinfo {
@@ -103,6 +106,10 @@ struct mg_opinfo {
 
 /* Indexed by BTH opcode, 256 entries: the one place that knows what an opcode carries. */
 extern const struct mg_opinfo mg_opinfo[256];
+
+/* FETH (IBA annex A19): where data must have got to, and which. */
+enum mg_flush_type { MG_FLUSH_GLOBAL = 1, MG_FLUSH_PERSISTENT = 2 };
+enum mg_flush_level { MG_FLUSH_RANGE = 0, MG_FLUSH_MR = 1 };
 
 /* AETH syndrome (IBA 9.7.5.1): bits 6-5 the kind, bits 4-0 credits, RNR timer or NAK code. */
 #define MG_AETH_ACK 0x1fu /* ACK, credit field "invalid" as the kernel's driver sends it */
@@ -158,6 +165,10 @@ struct mg_hdrs {
 		uint64_t swap_add;
 		uint64_t compare;
 	} atomic;
+	struct {
+		uint8_t type;  /* enum mg_flush_type bits */
+		uint8_t level; /* 0: the RETH's range, 1: the whole region */
+	} feth;
 	uint64_t atomic_orig;
 	uint32_t imm;  /* host order */
 	uint32_t ieth; /* rkey */

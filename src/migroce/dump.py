@@ -30,6 +30,7 @@ from migroce.dump_records import (
     MCAST,
     MR,
     MSTATES,
+    MW,
     PD,
     QP,
     QP_STATES,
@@ -42,6 +43,7 @@ from migroce.dump_records import (
     T_CQ,
     T_MCAST,
     T_MR,
+    T_MW,
     T_PD,
     T_QP,
     T_RESOURCE,
@@ -53,6 +55,7 @@ from migroce.dump_records import (
     CqRecord,
     McastRecord,
     MrRecord,
+    MwRecord,
     PdRecord,
     QpRecord,
     ResourceRecord,
@@ -65,8 +68,8 @@ from migroce.dump_records import (
 __all__ = [
     "ARMED", "COUNTER_NAMES", "FLAG_STOPPED", "MAGIC", "MAX_BYTES", "MSTATES", "QP_STATES", "QP_TYPES",
     "VERSION", "AhRecord", "ContextRecord", "CqRecord", "Dump", "DumpError", "McastRecord", "MrRecord",
-    "PdRecord", "QpRecord", "ResourceRecord", "SrqRecord", "XrcdRecord", "build", "gid_bytes", "gid_text",
-    "make_qp", "parse", "read",
+    "MwRecord", "PdRecord", "QpRecord", "ResourceRecord", "SrqRecord", "XrcdRecord", "build",
+    "gid_bytes", "gid_text", "make_qp", "parse", "read",
 ]  # fmt: skip
 
 MAGIC = b"MGDUMP\r\n"
@@ -104,6 +107,7 @@ class Dump:
     xrcds: tuple[XrcdRecord, ...] = ()
     ahs: tuple[AhRecord, ...] = ()
     mcasts: tuple[McastRecord, ...] = ()
+    mws: tuple[MwRecord, ...] = ()
 
     def to_json(self, *, secrets: bool = False) -> dict[str, Any]:
         """As plain data for `json.dumps`; keys and names as in dump.h, enums as words."""
@@ -118,6 +122,7 @@ class Dump:
             "context": ctx,
             "pds": [pd._asdict() for pd in self.pds],
             "mrs": [mr._asdict() for mr in self.mrs],
+            "mws": [mw._asdict() for mw in self.mws],
             "cqs": cqs,
             "srqs": [srq._asdict() for srq in self.srqs],
             "xrcds": [xrcd._asdict() for xrcd in self.xrcds],
@@ -144,6 +149,7 @@ def parse(data: bytes | memoryview) -> Dump:
     xrcds: list[XrcdRecord] = []
     ahs: list[AhRecord] = []
     mcasts: list[McastRecord] = []
+    mws: list[MwRecord] = []
     tables: dict[int, tuple[struct.Struct, str, Callable[[Iterable[Any]], Any], list[Any]]] = {
         T_PD: (PD, "PD", PdRecord._make, pds),
         T_MR: (MR, "MR", MrRecord._make, mrs),
@@ -153,6 +159,7 @@ def parse(data: bytes | memoryview) -> Dump:
         T_XRCD: (XRCD, "XRCD", XrcdRecord._make, xrcds),
         T_AH: (AH, "AH", AhRecord._make, ahs),
         T_MCAST: (MCAST, "multicast", McastRecord._make, mcasts),
+        T_MW: (MW, "MW", MwRecord._make, mws),
     }
     counters: dict[str, int] = {}
     unknown: dict[int, int] = {}
@@ -195,7 +202,8 @@ def parse(data: bytes | memoryview) -> Dump:
     _check_context(contexts[0], len(qps))
     _check_qps(contexts[0], qps)
     return Dump(contexts[0], tuple(pds), tuple(mrs), tuple(cqs), tuple(qps), tuple(resources), counters,
-                bool(flags & FLAG_STOPPED), unknown, tuple(srqs), tuple(xrcds), tuple(ahs), tuple(mcasts))
+                bool(flags & FLAG_STOPPED), unknown, tuple(srqs), tuple(xrcds), tuple(ahs), tuple(mcasts),
+                tuple(mws))
 
 
 def read(path: str | os.PathLike[str]) -> Dump:
@@ -313,6 +321,7 @@ def build(dump: Dump, *, extra: Iterable[tuple[int, bytes]] = (), grow: int = 0)
     tables: tuple[tuple[int, struct.Struct, Iterable[tuple[Any, ...]]], ...] = (
         (T_PD, PD, dump.pds),
         (T_MR, MR, dump.mrs),
+        (T_MW, MW, dump.mws),
         (T_CQ, CQ, dump.cqs),
         (T_XRCD, XRCD, dump.xrcds),
         (T_SRQ, SRQ, dump.srqs),

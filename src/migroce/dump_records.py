@@ -202,6 +202,19 @@ class SrqRecord(NamedTuple):
     total: int
 
 
+class MwRecord(NamedTuple):
+    """A memory window. `mr`: lkey of the region it is bound to, 0: not bound; `qpn`: of a type 2's QP."""
+
+    rkey: int
+    type: int
+    pd: int
+    access: int
+    mr: int
+    qpn: int
+    addr: int
+    length: int
+
+
 class XrcdRecord(NamedTuple):
     """An XRC domain."""
 
@@ -262,7 +275,8 @@ RESOURCE = struct.Struct("<4IQIIQ")
 SRQ = struct.Struct("<10IQ")
 XRCD = struct.Struct("<2I")
 AH = struct.Struct("<2I16s16s3I4x")
+MW = struct.Struct("<6I2Q")
 MCAST = struct.Struct("<16sI4x")
 
 T_CONTEXT, T_PD, T_MR, T_CQ, T_QP, T_RESOURCE, T_COUNTERS, T_SRQ = range(1, 9)
-T_AH, T_XRCD, T_MCAST = 9, 10, 11
+T_AH, T_XRCD, T_MCAST, T_MW = 9, 10, 11, 12

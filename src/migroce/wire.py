@@ -32,7 +32,7 @@ from migroce.icrc import (
 
 __all__ = [
     "BTH4_CAPABLE", "BTH_LEN", "ICRC_LEN", "MAX_LEN", "MEH_LEN", "MEH_VERSION", "OPINFO", "PKEY_DEFAULT",
-    "PSN_MASK", "QPN_MASK", "ROCE_PORT", "Aeth", "AtomicEth", "Deth", "Flow", "Meh", "Op", "OpInfo",
+    "PSN_MASK", "QPN_MASK", "ROCE_PORT", "Aeth", "AtomicEth", "Deth", "Feth", "Flow", "Meh", "Op", "OpInfo",
     "Packet", "Reth", "Syndrome", "WireError", "build", "build_body", "check_icrc", "gid_from_ip",
     "gid_is_v4", "icrc", "ip_from_gid", "parse", "rnr_timer_code", "rnr_timer_ns",
 ]  # fmt: skip
@@ -76,10 +76,11 @@ P_ATOMIC: Final = 1 << 17
 P_CONTROL: Final = 1 << 18
 H_XRCETH: Final = 1 << 19
 P_ANSWERED: Final = 1 << 20
+H_FETH: Final = 1 << 21
 
 _HDR_LENS: Final = (
     (H_RETH, 16), (H_AETH, 4), (H_ATOMIC, 28), (H_ATOMICACK, 8), (H_IMM, 4), (H_IETH, 4),
-    (H_DETH, 8), (H_XRCETH, 4), (H_MEH, MEH_LEN),
+    (H_DETH, 8), (H_XRCETH, 4), (H_MEH, MEH_LEN), (H_FETH, 4),
 )  # fmt: skip
 
 
@@ -116,6 +117,8 @@ class Op(IntEnum):
     FETCH_ADD = 20
     SEND_LAST_INV = 22
     SEND_ONLY_INV = 23
+    FLUSH = 28
+    ATOMIC_WRITE = 29
     RESUME = 0xC0
     RESUME_ACK = 0xC1
     TOKEN = 0xC2
@@ -172,6 +175,8 @@ def _opcodes() -> dict[int, OpInfo]:
         Op.FETCH_ADD: query | P_ATOMIC | H_ATOMIC,
         Op.SEND_LAST_INV: data | P_SEND | P_LAST | H_IETH,
         Op.SEND_ONLY_INV: data | P_SEND | P_ONLY | H_IETH,
+        Op.FLUSH: query | H_FETH | H_RETH,
+        Op.ATOMIC_WRITE: query | H_PAYLOAD | H_RETH,
     }
     datagram = {op: send_write[op] | H_DETH for op in (Op.SEND_ONLY, Op.SEND_ONLY_IMM)}
     xrc = {op: mask | (H_XRCETH if mask & P_REQUEST else 0) for op, mask in acknowledged.items()}
@@ -219,6 +224,14 @@ class AtomicEth:
     rkey: int
     swap_add: int
     compare: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Feth:
+    """Flush extended transport header: type 1 global, 2 persistent; level 0 a range, 1 the region."""
+
+    type: int
+    level: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +283,7 @@ class Packet:
     ieth: int | None = None
     meh: Meh | None = None
     payload: bytes = b""
+    feth: Feth | None = None
 
     @property
     def info(self) -> OpInfo:
@@ -315,13 +329,17 @@ def parse(buf: bytes) -> Packet:
         raise WireError(f"{info.name} with {body} bytes of payload")
 
     deth = reth = atomic = aeth = meh = None
-    xrc_srqn = atomic_orig = imm = ieth = None
+    xrc_srqn = atomic_orig = imm = ieth = feth = None
     if mask & H_DETH:
         qkey, src = _DETH.unpack_from(buf, pos)
         deth = Deth(qkey, src & QPN_MASK)
         pos += 8
     if mask & H_XRCETH:
         xrc_srqn = _U32.unpack_from(buf, pos)[0] & QPN_MASK
+        pos += 4
+    if mask & H_FETH:
+        word = _U32.unpack_from(buf, pos)[0]
+        feth = Feth(word & 0xF, word >> 4 & 3)
         pos += 4
     if mask & H_RETH:
         reth = Reth(*_RETH.unpack_from(buf, pos))
@@ -351,6 +369,7 @@ def parse(buf: bytes) -> Packet:
         bool(flags & 0x80), bool(flags & 0x40), bool(psn & 0x80000000), bool(qpn & BTH4_CAPABLE << 24),
         bool(qpn & 0x80000000), bool(qpn & 0x40000000), pad,
         deth, xrc_srqn, reth, atomic, aeth, atomic_orig, imm, ieth, meh, bytes(buf[pos : end - pad]),
+        feth,
     )  # fmt: skip
 
 
@@ -374,6 +393,8 @@ def build_body(pkt: Packet) -> bytes:
             parts.append(_DETH.pack(deth.qkey, deth.src_qpn & QPN_MASK))
         if mask & H_XRCETH:
             parts.append(_U32.pack(_need(pkt.xrc_srqn, "XRCETH", info) & QPN_MASK))
+        if mask & H_FETH and (feth := _need(pkt.feth, "FETH", info)):
+            parts.append(_U32.pack((feth.level & 3) << 4 | feth.type & 0xF))
         if mask & H_RETH and (reth := _need(pkt.reth, "RETH", info)):
             parts.append(_RETH.pack(reth.va, reth.rkey, reth.length))
         if mask & H_ATOMIC and (atomic := _need(pkt.atomic, "AtomicETH", info)):

@@ -35,6 +35,7 @@ def sample(n_qp: int = 3) -> d.Dump:
         cqs=(d.CqRecord(1, 128, 2, 1, 99, 8, 1),),
         srqs=(d.SrqRecord(2, 0x4711, 1, 1, 3, 64, 7, 2, 5, 1, 1000),),
         xrcds=(d.XrcdRecord(3, 2),),
+        mws=(d.MwRecord(0x2277, 2, 1, 6, 0x1100, 0x100, 0x7F0000000000, 512),),
         qps=qps,
         resources=(d.ResourceRecord(0x100, 12, 3, 5, 0x7F0000000000, 0x1101, 4096, 0),),
         counters=dict.fromkeys(d.COUNTER_NAMES, 1),
@@ -61,7 +62,8 @@ def test_the_layout_is_that_of_dump_h() -> None:
     text = (ROOT / "native/transport/dump.h").read_text()
     sizes = {k: int(v) for k, v in re.findall(r"sizeof\(struct mg_dump_(\w+)\) == (\d+)", text)}
     ours = {"header": d._HEADER, "context": records.CONTEXT, "mr": records.MR, "cq": records.CQ,
-            "qp": records.QP, "resource": records.RESOURCE, "srq": records.SRQ, "xrcd": records.XRCD}
+            "qp": records.QP, "resource": records.RESOURCE, "srq": records.SRQ, "xrcd": records.XRCD,
+            "mw": records.MW}
     for name, layout in ours.items():
         assert layout.size == sizes[name], name
     text = (ROOT / "native/transport/engine.h").read_text()

@@ -78,6 +78,8 @@ REQUESTS: list[tuple[int, dict[str, Any]]] = [
     (w.Op.WRITE_ONLY, {"payload": b"x" * 64, "reth": RETH}),
     (w.Op.READ_REQ, {"reth": RETH}),
     (w.Op.CMP_SWAP, {"atomic": w.AtomicEth(0x1000, 5, 1, 2)}),
+    (w.Op.FLUSH, {"feth": w.Feth(1, 0), "reth": RETH}),
+    (w.Op.ATOMIC_WRITE, {"reth": RETH, "payload": bytes(8)}),
 ]
 
 

@@ -64,7 +64,7 @@ def _size(d: Draw, mtu: int) -> int:
 
 def _op(d: Draw, mtu: int, earlier: list[Op], late: bool) -> Op:
     kind = d.pick(tuple(Kind))
-    size = _size(d, mtu)
+    size = kind.size(_size(d, mtu))
     target = -1
     if kind.atomic:
         return _atomic(d, kind, earlier, late)
@@ -89,7 +89,8 @@ def _atomic(d: Draw, kind: Kind, earlier: list[Op], late: bool) -> Op:
     target = d.pick(words) if words and d.chance(60) else -1
     at = d.integer(0, DURATION) if late else 0
     return Op(
-        kind, 8, sges=d.integer(1, 4), signaled=d.chance(60), fence=d.chance(5), at=at, target=target
+        kind, 8, sges=d.integer(1, 4), signaled=d.chance(60), inline=not kind.answered and d.chance(20),
+        fence=d.chance(5), at=at, target=target,
     )  # fmt: skip
 
 
@@ -225,8 +226,9 @@ def with_mistake(d: Draw, seed: int = 0) -> Schedule:
     fatal = d.pick(tuple(Fatal)[1:])
     size = max(2, _size(d, c.mtu))
     kinds = {
-        Fatal.BAD_LKEY: tuple(Kind), Fatal.SHORT_RECV: (Kind.SEND, Kind.SEND_IMM),
-    }.get(fatal, tuple(k for k in Kind if not k.sends))  # fmt: skip
+        Fatal.BAD_LKEY: tuple(k for k in Kind if k is not Kind.FLUSH),
+        Fatal.SHORT_RECV: (Kind.SEND, Kind.SEND_IMM),
+    }.get(fatal, tuple(k for k in Kind if not k.sends and k is not Kind.FLUSH))  # fmt: skip
     kind = d.pick(kinds)
     bad = Op(kind, kind.size(size), sges=d.integer(1, 3), signaled=d.chance(50), fatal=fatal)
     ops = list(c.a.ops)

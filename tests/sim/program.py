@@ -20,11 +20,13 @@ _WR_OPCODE = {
     Kind.SEND: WrOpcode.SEND, Kind.SEND_IMM: WrOpcode.SEND_WITH_IMM, Kind.WRITE: WrOpcode.RDMA_WRITE,
     Kind.WRITE_IMM: WrOpcode.RDMA_WRITE_WITH_IMM, Kind.READ: WrOpcode.RDMA_READ,
     Kind.CMP_SWAP: WrOpcode.ATOMIC_CMP_AND_SWP, Kind.FETCH_ADD: WrOpcode.ATOMIC_FETCH_AND_ADD,
+    Kind.ATOMIC_WRITE: WrOpcode.ATOMIC_WRITE, Kind.FLUSH: WrOpcode.FLUSH,
 }  # fmt: skip
 _WC_OPCODE = {
     Kind.SEND: WcOpcode.SEND, Kind.SEND_IMM: WcOpcode.SEND, Kind.WRITE: WcOpcode.RDMA_WRITE,
     Kind.WRITE_IMM: WcOpcode.RDMA_WRITE, Kind.READ: WcOpcode.RDMA_READ,
     Kind.CMP_SWAP: WcOpcode.COMP_SWAP, Kind.FETCH_ADD: WcOpcode.FETCH_ADD,
+    Kind.ATOMIC_WRITE: WcOpcode.ATOMIC_WRITE, Kind.FLUSH: WcOpcode.FLUSH,
 }  # fmt: skip
 # How a mistake shows: at the requester; in the receive completion; whether the responder ends too.
 _FATAL_SEND = {
@@ -33,6 +35,8 @@ _FATAL_SEND = {
     Fatal.SHORT_RECV: WcStatus.REM_INV_REQ_ERR,
 }  # fmt: skip
 RECV_BIT = 1 << 31
+FLUSH_REGION = 1 << 8 | 1
+"""Make all of a region globally visible, as Wr.compare_add says it."""
 READ_PART = 262144
 """Bytes that the requester asks for by one READ request."""
 
@@ -61,7 +65,9 @@ class End:
         self.incoming: list[tuple[int, Op]] = []
         self.regions: dict[int, Region] = {}
         self.expect_read: dict[int, bytes] = {}
-        self.operands: dict[int, tuple[int, int]] = {}
+        self.operands: dict[int, tuple[int, int]] = {
+            i: (FLUSH_REGION, 0) for i, op in enumerate(side.ops) if op.kind is Kind.FLUSH
+        }
         self.posted = self.next_send = self.done = 0
         self.recv_posted = self.next_recv = 0
         self.failed: WcStatus | None = None
@@ -225,7 +231,7 @@ class End:
         if op.fence:
             flags |= SendFlag.FENCE
         lkey = self.local.lkey ^ (0x5A5A00 if op.fatal is Fatal.BAD_LKEY else 0)
-        sges = [Sge(self.engine.base + at, n, lkey) for at, n in self.src[i]]
+        sges = [Sge(self.engine.base + at, n, lkey) for at, n in self.src[i] if op.kind is not Kind.FLUSH]
         remote = rkey = 0
         if not op.kind.sends:
             p = self.peer
@@ -255,7 +261,7 @@ class End:
         for i, op in enumerate(self.ops[: self.fatal_at]):
             if op.kind is Kind.READ:
                 self.expect_read[i] = bytes(self.regions[self.target(i)].state[: op.size])
-            elif op.kind.atomic:
+            elif op.kind.answered:
                 self._model_atomic(i, op)
             elif not op.kind.sends:
                 self.regions[self.target(i)].state[: op.size] = content(self.stream, i, op.size)

@@ -157,6 +157,9 @@ class Wr(NamedTuple):
     """UD: the address handle; with it `remote_qpn` and `remote_qkey`."""
     remote_qpn: int = 0
     remote_qkey: int = 0
+    mw_rkey: int = 0
+    mr_lkey: int = 0
+    mw_access: int = 0
 
 
 @dataclass(frozen=True, slots=True)

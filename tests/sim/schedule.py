@@ -30,6 +30,8 @@ class Kind(IntEnum):
     READ = 4
     CMP_SWAP = 5
     FETCH_ADD = 6
+    ATOMIC_WRITE = 7
+    FLUSH = 8
 
     @property
     def receives(self) -> bool:
@@ -43,17 +45,17 @@ class Kind(IntEnum):
 
     @property
     def atomic(self) -> bool:
-        """Whether it changes one word of the peer's memory and brings back what was there."""
-        return self in (Kind.CMP_SWAP, Kind.FETCH_ADD)
+        """Whether it is about one word of the peer's memory."""
+        return self in (Kind.CMP_SWAP, Kind.FETCH_ADD, Kind.ATOMIC_WRITE)
 
     @property
     def answered(self) -> bool:
         """Whether data comes back for it."""
-        return self is Kind.READ or self.atomic
+        return self in (Kind.READ, Kind.CMP_SWAP, Kind.FETCH_ADD)
 
     def size(self, wanted: int) -> int:
-        """The size it has when `wanted` is asked for: an atomic has no choice."""
-        return 8 if self.atomic else wanted
+        """The size it has when `wanted` is asked for: an atomic or a FLUSH has no choice."""
+        return 8 if self.atomic else 0 if self is Kind.FLUSH else wanted
 
 
 class Fatal(IntEnum):

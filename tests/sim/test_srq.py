@@ -220,6 +220,7 @@ def test_hostile_xrc_packets_break_their_own_connection_at_worst(seed: int) -> N
                 reth=wire.Reth(rng.getrandbits(64), rng.choice((w.b.mr.rkey, 7)), rng.getrandbits(20)),
                 aeth=wire.Aeth(rng.getrandbits(8), 1), imm=1, ieth=5, atomic_orig=1,
                 atomic=wire.AtomicEth(w.b.mr.addr, w.b.mr.rkey, 1, 2),
+                feth=wire.Feth(rng.getrandbits(4), rng.getrandbits(2)),
             )  # fmt: skip
             flow = wire.Flow(w.a.engine.gid, w.b.engine.gid, 0xC000)
             w.inject(w.a.engine.gid, w.b.engine.gid, wire.build(packet, flow)[:-4])

@@ -16,6 +16,11 @@ class WrOpcode(IntEnum):
     RDMA_READ = 4
     ATOMIC_CMP_AND_SWP = 5
     ATOMIC_FETCH_AND_ADD = 6
+    LOCAL_INV = 7
+    BIND_MW = 8
+    SEND_WITH_INV = 9
+    FLUSH = 14
+    ATOMIC_WRITE = 15
 
 
 class WcOpcode(IntEnum):
@@ -26,6 +31,10 @@ class WcOpcode(IntEnum):
     RDMA_READ = 2
     COMP_SWAP = 3
     FETCH_ADD = 4
+    BIND_MW = 5
+    LOCAL_INV = 6
+    FLUSH = 8
+    ATOMIC_WRITE = 9
     RECV = 128
     RECV_RDMA_WITH_IMM = 129
 
@@ -57,6 +66,7 @@ class WcFlag(IntFlag):
 
     GRH = 1
     WITH_IMM = 2
+    WITH_INV = 8
 
 
 class SendFlag(IntFlag):
@@ -75,9 +85,16 @@ class Access(IntFlag):
     REMOTE_WRITE = 2
     REMOTE_READ = 4
     REMOTE_ATOMIC = 8
+    MW_BIND = 16
+    ZERO_BASED = 32
+    FLUSH_GLOBAL = 256
+    FLUSH_PERSISTENT = 512
 
 
-ALL_ACCESS = Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_READ | Access.REMOTE_ATOMIC
+ALL_ACCESS = (
+    Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_READ | Access.REMOTE_ATOMIC | Access.MW_BIND
+    | Access.FLUSH_GLOBAL
+)  # fmt: skip
 
 
 class QpType(IntEnum):

@@ -63,6 +63,11 @@ class Engine:
         w = self.world
         return Mr(w, check(w.lib.mgs_mr_new(w.ptr, pd, offset, length, at, access)), self.base + offset, at)
 
+    def mw(self, pd: int, kind: int) -> Mw:
+        """A memory window of type 1 or 2."""
+        w = self.world
+        return Mw(w, check(w.lib.mgs_mw_new(w.ptr, pd, kind)))
+
     def qp(
         self, pd: int, send_cq: Cq, recv_cq: Cq, caps: Caps = Caps(), sig_all: bool = False,
         kind: QpType = QpType.RC,
@@ -159,6 +164,20 @@ class Mr:
 
     def free(self) -> None:
         check(self.world.lib.mgs_mr_free(self.world.ptr, self.index))
+
+
+class Mw:
+    """A memory window. `rkey` is the engine's idea of its key, new with each binding."""
+
+    def __init__(self, world: World, index: int):
+        self.world, self.index = world, index
+
+    @property
+    def rkey(self) -> int:
+        return int(self.world.lib.mgs_mw_rkey(self.world.ptr, self.index))
+
+    def free(self) -> None:
+        check(self.world.lib.mgs_mw_free(self.world.ptr, self.index))
 
 
 class Cq:
@@ -270,6 +289,7 @@ def _post(w: World, index: int, call: Any, wrs: Sequence[Wr]) -> None:
         s.remote_addr, s.rkey, s.n_sge = wr.remote_addr, wr.rkey, len(wr.sges)
         s.compare_add, s.swap, s.srqn = wr.compare_add, wr.swap, wr.srqn
         s.ah, s.remote_qpn, s.remote_qkey = wr.ah + 1, wr.remote_qpn, wr.remote_qkey
+        s.mw_rkey, s.mr_lkey, s.mw_access = wr.mw_rkey, wr.mr_lkey, wr.mw_access
         for k, sge in enumerate(wr.sges):
             s.sge[k].addr, s.sge[k].length, s.sge[k].lkey = sge
     rc = call(w.ptr, index, w.wr, len(wrs), w.posted)

@@ -27,7 +27,7 @@ def test_both_opcode_tables_say_the_same(native: Native) -> None:
 
 
 def test_the_opcode_table_holds_every_opcode_of_the_services_we_speak() -> None:
-    rc = [*range(0x15), 0x16, 0x17]
+    rc = [*range(0x15), 0x16, 0x17, 0x1C, 0x1D]
     expected = [*rc, *range(0x20, 0x2C), 0x64, 0x65, *(0xA0 + op for op in rc), 0xC0, 0xC1, 0xC2, 0xC3]
     assert sorted(wire.OPINFO) == expected
 

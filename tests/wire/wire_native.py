@@ -68,6 +68,7 @@ class Native:
             meh=wire.Meh(m.src_qpn, m.epoch, m.psn, bytes(m.token), bytes(m.gid), m.version, m.flags)
             if has[wire.H_MEH] else None,
             payload=bytes(buf[offset : offset + h.payload_len]),
+            feth=wire.Feth(h.feth.type, h.feth.level) if has[wire.H_FETH] else None,
         )  # fmt: skip
 
     def build_body(self, pkt: wire.Packet) -> bytes:
@@ -78,7 +79,7 @@ class Native:
             "pad",
         ):  # fmt: skip
             setattr(h, name, getattr(pkt, name))
-        for name in ("deth", "reth", "atomic", "aeth", "meh"):
+        for name in ("deth", "feth", "reth", "atomic", "aeth", "meh"):
             ext = getattr(pkt, name)
             for member in getattr(ext, "__slots__", ()) if ext is not None else ():
                 setattr(getattr(h, name), member, getattr(ext, member))

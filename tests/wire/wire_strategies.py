@@ -16,6 +16,7 @@ bytes16 = st.binary(min_size=16, max_size=16)
 _EXTENSIONS: dict[int, tuple[str, st.SearchStrategy[object]]] = {
     wire.H_DETH: ("deth", st.builds(wire.Deth, u32, u24)),
     wire.H_XRCETH: ("xrc_srqn", u24),
+    wire.H_FETH: ("feth", st.builds(wire.Feth, st.integers(0, 15), st.integers(0, 3))),
     wire.H_RETH: ("reth", st.builds(wire.Reth, u64, u32, u32)),
     wire.H_ATOMIC: ("atomic", st.builds(wire.AtomicEth, u64, u32, u64, u64)),
     wire.H_AETH: ("aeth", st.builds(wire.Aeth, u8, u24)),

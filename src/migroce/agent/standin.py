@@ -5,7 +5,8 @@ docs/protocol.md says why. In short, to a request from a QP's peer:
 
 - with the capability bit: NAK stopped for its PSN, on which the peer pauses and probes;
 - without it, PSN expected or beyond: RNR NAK for the expected PSN, so that the peer waits and sends again;
-- without it, duplicate SEND or WRITE: the acknowledgement again; duplicate atomic: its recorded result;
+- without it, duplicate SEND or WRITE: the acknowledgement again; duplicate atomic: its recorded result
+  (ATOMIC WRITE, FLUSH: the empty READ response);
   duplicate READ: RNR NAK for its own PSN (the data is frozen; without an answer a peer with short timeouts
   would give up);
 - responses and TOKEN: nothing, their senders repeat them; UC and UD: nothing, they may be lost;
@@ -86,7 +87,7 @@ class _Qp:
 
     record: QpRecord
     atomics: dict[int, int]
-    """PSN of an atomic that was executed -> its result."""
+    """PSN of an atomic, ATOMIC WRITE or FLUSH that was executed -> its result."""
     peer_gid: bytes
     """Where the peer is: it may move while we stand in."""
     peer_epoch: int
@@ -105,7 +106,7 @@ class StandIn:
         for dump in dumps:
             atomics: dict[int, dict[int, int]] = {}
             for res in dump.resources:
-                if res.opcode in (Op.CMP_SWAP, Op.FETCH_ADD):
+                if res.opcode != Op.READ_REQ:
                     atomics.setdefault(res.qpn, {})[res.first_psn] = res.atomic_orig
             for qp in dump.qps:
                 if qp.connected and qp.type in _SERVICES:
@@ -159,7 +160,7 @@ class StandIn:
             return self._ack(qp, psn, Syndrome.NAK_STOPPED), "nak_stopped"
         if (psn - record.epsn) & PSN_MASK < 0x800000:
             return self._not_ready(qp, psn)
-        return self._duplicate(qp, psn, info.mask, ackreq=bool(packet[8] & 0x80))
+        return self._duplicate(qp, psn, opcode, ackreq=bool(packet[8] & 0x80))
 
     def _not_ready(self, qp: _Qp, psn: int) -> tuple[Reply | None, str]:
         """A new request: RNR NAK, once per round, for each one costs the peer a retry."""
@@ -173,13 +174,15 @@ class StandIn:
         qp.rnr_sent += 1
         return self._ack(qp, psn, Syndrome.RNR_NAK + code), "rnr_nak"
 
-    def _duplicate(self, qp: _Qp, psn: int, mask: int, *, ackreq: bool) -> tuple[Reply | None, str]:
-        record = qp.record
+    def _duplicate(self, qp: _Qp, psn: int, opcode: int, *, ackreq: bool) -> tuple[Reply | None, str]:
+        record, mask = qp.record, OPINFO[opcode].mask
         if mask & (P_SEND | P_WRITE):
             if ackreq or mask & (P_LAST | P_ONLY):
                 return self._ack(qp, (record.epsn - 1) & PSN_MASK, Syndrome.ACK), "ack"
         elif mask & P_ATOMIC and psn in qp.atomics:
             return self._ack(qp, psn, Syndrome.ACK, orig=qp.atomics[psn]), "atomic_ack"
+        elif opcode & ~SVC_MASK in (Op.FLUSH, Op.ATOMIC_WRITE) and psn in qp.atomics:
+            return self._ack(qp, psn, Syndrome.ACK, opcode=Op.READ_RESP_ONLY), "read_ack"
         elif mask & P_READ and (qp.read_psn is None or (qp.read_psn - psn) & PSN_MASK < 0x800000):
             qp.read_psn = psn
             return self._rnr_nak(qp, psn)
@@ -207,12 +210,16 @@ class StandIn:
             qp.peer_gid, qp.peer_epoch = meh.gid, meh.epoch
         return True
 
-    def _ack(self, qp: _Qp, psn: int, syndrome: int, orig: int | None = None) -> Reply:
+    def _ack(
+        self, qp: _Qp, psn: int, syndrome: int, orig: int | None = None, opcode: int = Op.ACK
+    ) -> Reply:
         record = qp.record
         service = _SERVICES[record.type]
         if service == SVC_UC:  # which has none: as in the announcement (docs/protocol.md, 1)
             service = SVC_RC
-        opcode = service + (Op.ACK if orig is None else Op.ATOMIC_ACK)
+        if orig is not None:
+            opcode = Op.ATOMIC_ACK
+        opcode += service
         return _reply(qp, Packet(opcode, record.peer_qpn, psn, capable=True,
                                  aeth=Aeth(syndrome, record.msn), atomic_orig=orig))
 

@@ -118,6 +118,15 @@ def dump_tables(label: str, data: Json) -> list[RenderableType]:
         access = ", ".join(name for bit, name in _ACCESS if mr["access"] & bit) or "local read"
         mrs.add_row(f"{mr['lkey']:#x}", f"{mr['rkey']:#x}", f"{mr['addr']:#x}", str(mr["length"]), access)
     shown.append(mrs)
+    if data["mws"]:
+        mws = table("rkey>|type>|region>|QPN>|address>|bytes>|access", "Memory windows")
+        for mw in data["mws"]:
+            access = ", ".join(name for bit, name in _ACCESS if mw["access"] & bit) or "-"
+            mws.add_row(
+                f"{mw['rkey']:#x}", str(mw["type"]), f"{mw['mr']:#x}" if mw["mr"] else "not bound",
+                f"{mw['qpn']:#x}" if mw["qpn"] else "-", f"{mw['addr']:#x}", str(mw["length"]), access,
+            )  # fmt: skip
+        shown.append(mws)
     cqs = table("handle>|waiting>|depth>|completions ever>|armed|channel|events>", "Completion queues")
     for cq in data["cqs"]:
         cqs.add_row(

@@ -318,8 +318,10 @@ static void bad_arguments_are_told_at_once(void)
 	BAD(EINVAL, wr.opcode = 99);
 	BAD(EINVAL, (wr.opcode = IBV_WR_ATOMIC_CMP_AND_SWP, sge.length = 7));
 	sge.length = 8;
-	BAD(EOPNOTSUPP, wr.opcode = IBV_WR_LOCAL_INV);
-	BAD(EOPNOTSUPP, wr.opcode = IBV_WR_SEND_WITH_INV);
+	BAD(EOPNOTSUPP, wr.opcode = IBV_WR_TSO);
+	BAD(EINVAL, wr.opcode = IBV_WR_BIND_MW); /* no window */
+	BAD(EINVAL, (wr.opcode = IBV_WR_ATOMIC_WRITE, sge.length = 4));
+	sge.length = 8;
 	CHECK_EQ(ibv_post_recv(a.qp, &rwr, &rbad), EINVAL);
 	CHECK(rbad == &rwr);
 	rwr.num_sge = -3;

@@ -286,7 +286,6 @@ static void what_is_not_there_says_so(void)
 	struct ibv_values_ex values = {.comp_mask = IBV_VALUES_MASK_RAW_CLOCK};
 
 	CHECK_ERRNO(ibv_create_srq_ex(ctx, &srq), EOPNOTSUPP);
-	CHECK_ERRNO(ibv_alloc_mw(pd, IBV_MW_TYPE_1), EOPNOTSUPP);
 	CHECK_ERRNO(ibv_alloc_dm(ctx, &dm), EOPNOTSUPP);
 	CHECK_ERRNO(ibv_alloc_null_mr(pd), EOPNOTSUPP);
 	CHECK_ERRNO(ibv_create_counters(ctx, &(struct ibv_counters_init_attr){0}), EOPNOTSUPP);

@@ -174,11 +174,12 @@ static void mistakes_refuse_the_whole_batch(void)
 		ibv_wr_atomic_cmp_swp(q, b.mr->rkey, (uintptr_t)b.buf, 1, 2)); /* no place for the result */
 	REFUSED(EINVAL, (ibv_wr_atomic_fetch_add(q, b.mr->rkey, (uintptr_t)b.buf, 1),
 			 ibv_wr_set_inline_data(q, a.buf, 8)));
-	REFUSED(EOPNOTSUPP, ibv_wr_local_inv(q, 1));
-	REFUSED(EOPNOTSUPP, ibv_wr_send_inv(q, 1));
-	REFUSED(EOPNOTSUPP, ibv_wr_bind_mw(q, NULL, 0, NULL));
+	REFUSED(EINVAL, (ibv_wr_local_inv(q, 1), ibv_wr_set_sge(q, a.mr->lkey, (uintptr_t)a.buf, 1)));
+	REFUSED(EINVAL, ibv_wr_bind_mw(q, NULL, 0, NULL));
+	REFUSED(EINVAL, ibv_wr_bind_mw(q, NULL, 0, &(struct ibv_mw_bind_info){.length = 1}));
 	REFUSED(EOPNOTSUPP, ibv_wr_send_tso(q, NULL, 0, 0));
-	REFUSED(EOPNOTSUPP, ibv_wr_atomic_write(q, b.mr->rkey, (uintptr_t)b.buf, "12345678"));
+	REFUSED(EINVAL, (ibv_wr_atomic_write(q, b.mr->rkey, (uintptr_t)b.buf, "12345678"),
+			 ibv_wr_set_sge(q, a.mr->lkey, (uintptr_t)a.buf, 8)));
 	REFUSED(EINVAL, (ibv_wr_send(q), ibv_wr_set_ud_addr(q, NULL, 1, 1)));
 	REFUSED(EINVAL, ibv_wr_set_sge(q, a.mr->lkey, (uintptr_t)a.buf, 100)); /* a second time */
 	REFUSED(EINVAL, (ibv_wr_send(q), ibv_wr_set_sge_list(q, 5, s)));
