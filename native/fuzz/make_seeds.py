@@ -173,7 +173,40 @@ def programs() -> None:
     write("engine", "forged_resumes", hostile + KNOWN + post(0) + resumes + EXCHANGE * 2)
 
 
+def unacknowledged() -> None:
+    """Programs for fuzz_unack: one byte per command, side | command << 1 | argument << 5."""
+
+    def piece(length: int) -> bytes:
+        return struct.pack("<BHH", 0, length, 100)
+
+    def send(qp: int, how: int, to: int = 0, size: int = 300) -> bytes:
+        more = bytes([to]) if qp else struct.pack("<H", 64)
+        return cmd(0, 0, qp, how) + piece(size) + piece(size // 2) + more
+
+    def receive(qp: int, side: int = 1) -> bytes:
+        return cmd(2, side, qp) + piece(1999)
+
+    both = (cmd(4, 0) + cmd(4, 1)) * 2 + cmd(6)
+    over = cmd(11, 0) + cmd(11, 1)
+    known = both * 4
+    datagram = receive(1) + receive(2) + send(1, 0, 4) + send(1, 3, 8) + both + over
+    message = receive(0) * 2 + b"".join(send(0, op << 1 | 1, size=1400) for op in range(4)) + both * 3 + over
+    for name, program in {
+        "datagrams": datagram,
+        "multicast": receive(1) + receive(1, 0) + send(1, 0, 2) + both + over,
+        "messages": known + message,
+        "copies": known + receive(0) * 2 + send(0, 1) + cmd(4, 0) + cmd(7) * 3 + cmd(6) + over,
+        "losses": known + receive(0) + send(0, 1, size=1400) + cmd(4, 0) + cmd(8) + both + send(0, 0) + both,
+        "move": known + cmd(13, 0, 0, 0) + send(1, 0, 4) + send(0, 0) + cmd(13, 0, 0, 5) + both * 3 + message,
+        "forged": known + receive(0) + cmd(10, 1, 0, 0x20) + b"\x30\0" + bytes(40) + b"\x2a" + over,
+        "states": send(1, 0, 4) + cmd(14, 0, 0, 0x41) + send(1, 0, 4) + cmd(14, 0, 0, 0x81) + both + over,
+        "objects": cmd(15, 0, 0, 0) + send(1, 0, 4) + cmd(15, 0, 0, 0) + cmd(15, 1, 0, 0x81) + datagram,
+    }.items():
+        write("unack", name, program)
+
+
 if __name__ == "__main__":
+    unacknowledged()
     packets()
     messages()
     programs()
