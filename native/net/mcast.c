@@ -43,7 +43,7 @@ static int change_v6(const struct mg_device *dev, int fd, const struct mg_addr *
 static int watch(struct mg_device *dev, int fd)
 {
 	struct mg_net *net = dev->net;
-	struct epoll_event ev = {.events = EPOLLIN};
+	struct epoll_event ev = {.events = EPOLLIN, .data.fd = fd};
 	int ep = atomic_load(&net->mcast_ep);
 
 	if (ep < 0) {

@@ -74,6 +74,7 @@ struct mg_net {
 	struct mg_sock sock[MG_FAMILIES];
 	struct mg_member member[MG_MAX_MCAST];
 	unsigned n_member;
+	mg_time mcast_hot;    /* last traffic of their own sockets */
 	_Atomic int mcast_ep; /* epoll over the members' own sockets; -1: none */
 	bool want_header;     /* UD QPs are told of TTL and TOS */
 	bool gso;	      /* UDP_SEGMENT works on this path */

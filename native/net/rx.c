@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <netinet/udp.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/resource.h>
 #include <time.h>
 
@@ -151,9 +152,25 @@ static int receive(struct mg_device *dev, mg_time now, struct mg_sock *s)
 	return take(dev, now, s, &meta, (size_t)len, segment);
 }
 
-static bool hot(const struct mg_sock *s, mg_time now)
+static bool hot(mg_time traffic, mg_time now)
 {
-	return s->hot && now - s->hot < MG_HOT_NS;
+	return traffic && now - traffic < MG_HOT_NS;
+}
+
+/* From those sockets of multicast groups that have something. */
+static int receive_groups(struct mg_device *dev, mg_time now)
+{
+	struct mg_net *net = dev->net;
+	struct epoll_event ev[8];
+	int ready = epoll_wait(net->mcast_ep, ev, 8, 0), n = 0;
+
+	for (int i = 0; i < ready; i++) {
+		for (unsigned k = 0; k < net->n_member; k++)
+			if (net->member[k].own.fd == ev[i].data.fd)
+				n += receive(dev, now, &net->member[k].own);
+		net->mcast_hot = now;
+	}
+	return n;
 }
 
 int mg_net_receive(struct mg_device *dev, mg_time now)
@@ -170,11 +187,11 @@ int mg_net_receive(struct mg_device *dev, mg_time now)
 	cold = ++net->idle_polls >= MG_COLD_POLLS;
 	if (cold)
 		net->idle_polls = 0;
-	if (v6->fd >= 0 && (v4->fd < 0 || cold || hot(v6, now)))
+	if (v6->fd >= 0 && (v4->fd < 0 || cold || hot(v6->hot, now)))
 		n += receive(dev, now, v6);
-	for (unsigned i = 0; i < net->n_member; i++)
-		if (net->member[i].own.fd >= 0 && (cold || hot(&net->member[i].own, now)))
-			n += receive(dev, now, &net->member[i].own);
+	if (atomic_load_explicit(&net->mcast_ep, memory_order_relaxed) >= 0 &&
+	    (cold || hot(net->mcast_hot, now)))
+		n += receive_groups(dev, now);
 	return n;
 }
 

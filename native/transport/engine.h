@@ -176,7 +176,7 @@ void *mg_ah_owner(const struct mg_ah *ah);
  * Multicast groups of UD QPs (a QP in one cannot be destroyed: EBUSY). The caller makes packets
  * for each mg_mcast_group come in: call it with i = 0, 1, ... until false, after every change.
  */
-#define MG_MAX_MCAST 64u /* groups */
+#define MG_MAX_MCAST 8192u /* groups */
 bool mg_gid_multicast(const uint8_t gid[16]);
 int mg_mcast_attach(struct mg_qp *qp, const struct mg_addr *addr); /* EINVAL: no UD QP or no group */
 int mg_mcast_detach(struct mg_qp *qp, const struct mg_addr *addr); /* EINVAL: not attached */

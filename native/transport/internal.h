@@ -294,6 +294,7 @@ struct mg_qp {
 	struct mg_rwqe *taken; /* mg_recv_take */
 
 	uint32_t n_mcast;   /* groups it is attached to */
+	bool block_self;    /* IBV_QP_CREATE_BLOCK_SELF_MCAST_LB */
 	uint8_t sgid_index; /* of `local` */
 
 	struct mg_list ready; /* in e->ready when something may be sent, in e->held when it may wait */

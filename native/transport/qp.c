@@ -157,6 +157,8 @@ int mg_qp_create(struct mg_engine *e, const struct mg_qp_parts *parts, struct ib
 	qp->mig.announce_at = qp->mig.token_at = qp->mig.resume_at = qp->mig.probe_at = MG_NEVER;
 	mg_req_reset(qp);
 	mg_resp_reset(qp);
+	qp->block_self = attr->comp_mask & IBV_QP_INIT_ATTR_CREATE_FLAGS &&
+			 attr->create_flags & IBV_QP_CREATE_BLOCK_SELF_MCAST_LB;
 	count_refs(qp, 1);
 	*out = qp;
 	return 0;

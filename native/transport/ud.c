@@ -209,6 +209,14 @@ bool mg_mcast_group(const struct mg_engine *e, uint32_t i, struct mg_addr *addr)
 	return true;
 }
 
+static bool ours(const struct mg_engine *e, const struct mg_addr *addr)
+{
+	for (unsigned i = 0; i < e->n_gid; i++)
+		if (!memcmp(&e->gid[i], addr, sizeof(*addr)))
+			return true;
+	return false;
+}
+
 void mg_mcast_rx(struct mg_engine *e, const struct mg_rx *meta, const struct mg_hdrs *h)
 {
 	const struct mg_group *g = find_group(e, meta->dst.gid);
@@ -220,7 +228,8 @@ void mg_mcast_rx(struct mg_engine *e, const struct mg_rx *meta, const struct mg_
 	for (uint32_t i = 0; i < g->n; i++) {
 		struct mg_qp *qp = g->qp[i];
 
-		if (!mg_qp_connected(qp))
+		if (!mg_qp_connected(qp) ||
+		    (qp->block_self && h->deth.src_qpn == qp->qpn && ours(e, &meta->src)))
 			continue;
 		e->counters[MG_CNT_RX_PACKETS]++;
 		qp->rx_packets++;

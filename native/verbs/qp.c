@@ -20,11 +20,16 @@ static unsigned send_ops(enum ibv_qp_type type)
 	}
 }
 
+static uint32_t create_flags(enum ibv_qp_type type)
+{
+	return type == IBV_QPT_UD ? IBV_QP_CREATE_BLOCK_SELF_MCAST_LB : 0;
+}
+
 static int check_init(const struct ibv_context *c, const struct ibv_qp_init_attr_ex *a)
 {
 	if (a->comp_mask & ~(uint32_t)KNOWN_MASK)
 		return EOPNOTSUPP;
-	if ((a->comp_mask & IBV_QP_INIT_ATTR_CREATE_FLAGS) && a->create_flags)
+	if ((a->comp_mask & IBV_QP_INIT_ATTR_CREATE_FLAGS) && (a->create_flags & ~create_flags(a->qp_type)))
 		return EOPNOTSUPP;
 	if ((a->comp_mask & IBV_QP_INIT_ATTR_MAX_TSO_HEADER) && a->max_tso_header)
 		return EOPNOTSUPP;

@@ -139,6 +139,9 @@ int mgv_query_port(struct ibv_context *c, uint8_t port_num, struct ibv_port_attr
 		return EINVAL;
 	mgv_port(mgv_ctx(c)->dev, &port);
 	full.active_mtu = mtu_enum(port.active_mtu);
+	mg_device_lock(mgv_ctx(c)->dev);
+	full.qkey_viol_cntr = (uint32_t)mg_counter_get(mgv_ctx(c)->dev->engine, MG_CNT_RX_BAD_QKEY);
+	mg_device_unlock(mgv_ctx(c)->dev);
 	link_speed(port.link_mbps, &full.active_width, &full.active_speed);
 	memset(attr, 0, len);
 	memcpy(attr, &full, len < sizeof(full) ? len : sizeof(full));

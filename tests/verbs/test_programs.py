@@ -96,6 +96,7 @@ PINGPONG = (
     "ibv_ud_pingpong -g 1 -n 200 -c",
     "ibv_ud_pingpong -g 0 -n 200",
     "ibv_rc_pingpong -g 0 -n 200",
+    *(f"ibv_{service}_pingpong -g 2 -n 200" for service in ("rc", "uc", "ud")),
     "ibv_srq_pingpong -g 1 -n 200",
     "ibv_srq_pingpong -g 1 -n 200 -q 64 -r 500 -e",
     "ibv_srq_pingpong -g 1 -n 100 -c -s 20000",

@@ -54,6 +54,7 @@ class Pair:
             _ip("-n", name, "link", "set", "lo", "up")
             _ip("-n", name, "link", "set", "veth", "mtu", "9000", "up")
             _ip("-n", name, "address", "add", f"{address}/24", "dev", "veth")
+            _ip("-n", name, "address", "add", f"fd99::{address[-1]}/64", "dev", "veth", "nodad")
         return cls(preload)
 
     def down(self) -> None:

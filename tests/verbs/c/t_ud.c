@@ -31,6 +31,8 @@ static void close_all(void)
 	free(buf);
 }
 
+static uint32_t create_flags;
+
 static struct ibv_qp *make_qp(void)
 {
 	struct ibv_qp_init_attr_ex x = {.qp_type = IBV_QPT_UD,
@@ -38,7 +40,9 @@ static struct ibv_qp *make_qp(void)
 					.recv_cq = cq,
 					.sq_sig_all = 1,
 					.cap = {8, 8, 2, 2, 64},
-					.comp_mask = IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS,
+					.comp_mask = IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS |
+						     IBV_QP_INIT_ATTR_CREATE_FLAGS,
+					.create_flags = create_flags,
 					.pd = pd,
 					.send_ops_flags = IBV_QP_EX_WITH_SEND | IBV_QP_EX_WITH_SEND_WITH_IMM};
 	struct ibv_qp_attr a = {.qp_state = IBV_QPS_INIT, .port_num = 1, .qkey = QKEY};
@@ -222,6 +226,60 @@ static void every_member_of_a_group_gets_a_copy(void)
 	close_all();
 }
 
+/* IBV_QP_CREATE_BLOCK_SELF_MCAST_LB: a member that does not want its own. */
+static void a_member_may_do_without_its_own(void)
+{
+	union ibv_gid group = {.raw = {[10] = 0xff, [11] = 0xff, 239, 7, 7, 9}};
+	struct ibv_qp *x, *y;
+	struct ibv_ah *ah;
+
+	open_all();
+	create_flags = IBV_QP_CREATE_BLOCK_SELF_MCAST_LB;
+	x = make_qp();
+	y = make_qp();
+	CHECK_EQ(ibv_attach_mcast(x, &group, 0), 0);
+	CHECK_EQ(ibv_attach_mcast(y, &group, 0), 0);
+	recv_at(x, 10, 0);
+	recv_at(y, 11, 2048);
+	ah = ah_to(&group, 0);
+	CHECK_EQ(send_to(x, ah, 0xffffff, "the others"), 0);
+	CHECK_EQ(wait_recv().wr_id, 11);
+	CHECK_EQ(send_to(y, ah, 0xffffff, "the others"), 0);
+	CHECK_EQ(wait_recv().wr_id, 10);
+	CHECK_EQ(ibv_detach_mcast(x, &group, 0), 0);
+	CHECK_EQ(ibv_detach_mcast(y, &group, 0), 0);
+	CHECK_EQ(ibv_destroy_ah(ah), 0);
+	CHECK_EQ(ibv_destroy_qp(x), 0);
+	CHECK_EQ(ibv_destroy_qp(y), 0);
+	close_all();
+}
+
+/* Dropped in silence, but counted. */
+static void a_wrong_q_key_is_counted(void)
+{
+	struct ibv_port_attr port;
+	struct ibv_qp_attr a = {.qp_state = IBV_QPS_RTS, .qkey = QKEY + 1};
+	struct ibv_qp *x, *y;
+	struct ibv_ah *ah;
+
+	open_all();
+	x = make_qp();
+	y = make_qp();
+	CHECK_EQ(ibv_modify_qp(y, &a, IBV_QP_STATE | IBV_QP_QKEY), 0);
+	recv_at(y, 10, 0);
+	recv_at(x, 11, 2048);
+	ah = ah_to(NULL, 0);
+	CHECK_EQ(send_to(x, ah, y->qp_num, "not for you"), 0);
+	CHECK_EQ(send_to(y, ah, x->qp_num, "for you"), 0);
+	CHECK_EQ(wait_recv().wr_id, 11);
+	CHECK_EQ(ibv_query_port(ctx, 1, &port), 0);
+	CHECK_EQ(port.qkey_viol_cntr, 1);
+	CHECK_EQ(ibv_destroy_ah(ah), 0);
+	CHECK_EQ(ibv_destroy_qp(x), 0);
+	CHECK_EQ(ibv_destroy_qp(y), 0);
+	close_all();
+}
+
 static void closing_the_device_takes_members_along(void)
 {
 	union ibv_gid group = {.raw = {[10] = 0xff, [11] = 0xff, 239, 7, 7, 8}};
@@ -253,5 +311,5 @@ static void an_ah_keeps_its_pd(void)
 }
 
 TV_MAIN(T(a_reply_finds_the_sender), T(the_extended_interface_names_the_destination),
-	T(every_member_of_a_group_gets_a_copy), T(closing_the_device_takes_members_along),
-	T(an_ah_keeps_its_pd))
+	T(every_member_of_a_group_gets_a_copy), T(a_member_may_do_without_its_own),
+	T(a_wrong_q_key_is_counted), T(closing_the_device_takes_members_along), T(an_ah_keeps_its_pd))
