@@ -23,6 +23,7 @@ _XATTR = "SCHILY.xattr."
 _RACY_NS = 50_000_000
 """A change this close to a scan may have the same time stamp as the scan saw."""
 _CHUNK = 1 << 20
+_HOLE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,11 @@ def _inside(root: Path, name: str) -> Path:
 
 
 def _clear(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    try:
+        directory = stat.S_ISDIR(os.lstat(path).st_mode)  # not where a link leads: nowhere, perhaps
+    except FileNotFoundError:
+        return
+    if directory:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -191,7 +196,7 @@ def _make(tar: tarfile.TarFile, member: tarfile.TarInfo, root: Path, path: Path)
         source = tar.extractfile(member)
         assert source is not None
         with source, path.open("xb") as target:
-            shutil.copyfileobj(source, target, _CHUNK)
+            _copy_sparse(source, target, member.size)
         return member.size
     if member.issym():
         path.symlink_to(member.linkname)
@@ -205,6 +210,17 @@ def _make(tar: tarfile.TarFile, member: tarfile.TarInfo, root: Path, path: Path)
     else:
         raise ValueError(f"{member.name!r} in the stream is of a kind that is not known")
     return 0
+
+
+def _copy_sparse(source: IO[bytes], target: IO[bytes], size: int) -> None:
+    """Copy `size` bytes; what is all zeros becomes a hole."""
+    zeros = bytes(_HOLE)
+    while data := source.read(_HOLE):
+        if data == zeros[: len(data)]:
+            target.seek(len(data), os.SEEK_CUR)
+        else:
+            target.write(data)
+    target.truncate(size)
 
 
 def _dress(path: Path, member: tarfile.TarInfo) -> None:
