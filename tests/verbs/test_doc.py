@@ -21,7 +21,8 @@ RXE = {
     "max_qp_wr": 1 << 20, "max_sge": 32, "max_sge_rd": 32, "max_cq": 1 << 20, "max_cqe": (1 << 15) - 1,
     "max_mr": (1 << 19) - 1, "max_pd": 1 << 20, "max_qp_rd_atom": 128, "max_res_rd_atom": 0x3F000,
     "max_qp_init_rd_atom": 128, "max_srq": (1 << 20) - 0x20001, "max_srq_wr": 1 << 20, "max_srq_sge": 27,
-    "max_ah": (1 << 15) - 1, "local_ca_ack_delay": 15, "phys_port_cnt": 1,
+    "max_ah": (1 << 15) - 1, "max_mcast_grp": 8192, "max_mcast_qp_attach": 56,
+    "max_total_mcast_qp_attach": 0x70000, "local_ca_ack_delay": 15, "phys_port_cnt": 1,
 }  # fmt: skip
 
 
