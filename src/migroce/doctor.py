@@ -60,7 +60,7 @@ def examine(*, real: bool = True) -> list[Check]:
     checks: list[Callable[[], Check | None]] = [
         _kernel, _library, _libibverbs, _addresses, _port, _devices, _buffers, _memlock, _run_dir,
         lambda: _criu(real=real), _runtime, _namespaces, _root_filesystem, _vxlan, _nft, _tools,
-        _ptrace, _programs,
+        _ptrace, _programs, _docker,
     ]  # fmt: skip
     found = []
     for check in checks:
@@ -335,3 +335,31 @@ def _programs() -> Check:
     if _on_path("ib_send_bw") is None:
         return _warn("perftest", "not installed: the demo and the benchmark run it", _install("perftest"))
     return _good("perftest", _on_path("ib_send_bw") or "")
+
+
+def _docker() -> Check:
+    from migroce import dockersetup
+    from migroce.engines import dockerspec
+    from migroce.errors import EngineError
+
+    if _on_path("docker") is None:
+        return _good("Docker", "not installed (only Docker's own containers need it)")
+    info = dockersetup.docker_info()
+    if info is None:
+        code, out = _output("docker", "version", "--format", "{{.Server.Version}}")
+        why = _last(out) if code else "no reason given"
+        mend = "start it, if you want to move its containers"
+        return _warn("Docker", f"the daemon does not answer: {why}", mend)
+    version = info["ServerVersion"]
+    try:
+        dockerspec.check_release("this machine", {**info, "ExperimentalBuild": True}, {"any": "network"})
+    except EngineError as exc:
+        return _warn("Docker", exc.reason, f"use another release: {dockerspec.WORKING}")
+    lacks = []
+    if dockersetup.RUNTIME not in (info.get("Runtimes") or {}):
+        lacks.append("the runtime migroce is not registered")
+    if not info.get("ExperimentalBuild"):
+        lacks.append("experimental, which docker checkpoint needs, is off")
+    if lacks:
+        return _warn("Docker", f"{version}: {' and '.join(lacks)}", "migroce setup docker")
+    return _good("Docker", f"{version}: can checkpoint and restore RDMA containers (--runtime migroce)")

@@ -19,7 +19,7 @@ from .conftest import Migroce
 COMMANDS = [
     "run", "inject", "demo", "lab", "lab up", "lab down", "lab status", "lab run", "lab exec", "migrate",
     "checkpoint", "restore", "recover", "ps", "inspect", "logs", "wait", "rm", "doctor", "version",
-    "agent", "agent run", "agent status", "agent stop",
+    "agent", "agent run", "agent status", "agent stop", "setup", "setup docker",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from migroce.cli import agent, bench, demo, doctor, inject, lab, migration, run, show
+from migroce.cli import agent, bench, demo, doctor, inject, lab, migration, run, setup, show
 from migroce.cli.text import flow
 
 EPILOG = """
@@ -64,6 +64,7 @@ show.register(app)
 doctor.register(app)
 bench.register(app)
 agent.register(app)
+setup.register(app)
 
 
 @app.command("version", rich_help_panel="This machine")

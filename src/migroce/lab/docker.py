@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from migroce import criu, paths
+from migroce import criu, dockersetup, paths
 from migroce.engines import mounts
 from migroce.engines.context import NodeContext, write_json
 from migroce.errors import LabError
@@ -186,7 +186,7 @@ def start(ctx: NodeContext, docker: Docker, command: Sequence[str]) -> None:
             with (state.parent / _MADE).open("a") as made:
                 made.write(f"{each}\n")
             path.mkdir(parents=True, exist_ok=True)
-    write_json(state / "daemon.json", _configuration(ctx, data))
+    write_json(state / "daemon.json", _configuration(ctx, docker, data))
     foreign = ("DOCKER_", "MIGROCE_FAULT", "LD_PRELOAD", "NOTIFY_SOCKET")
     env = docker.environment({name: os.environ[name] for name in os.environ if not name.startswith(foreign)})
     env.update(MIGROCE_LAB_STATE=str(state), MIGROCE_ADMIN=str(ctx.agent))
@@ -204,17 +204,23 @@ def start(ctx: NodeContext, docker: Docker, command: Sequence[str]) -> None:
         raise LabError("docker", f"the dockerd of {ctx.name} cannot be started: {_last_words(ctx)}")
 
 
-def _configuration(ctx: NodeContext, data: Path) -> dict[str, Any]:
-    return {
+def _configuration(ctx: NodeContext, docker: Docker, data: Path) -> dict[str, Any]:
+    launcher.write(ctx.state / launcher.NAME)
+    own: dict[str, Any] = {
         "data-root": str(data),
         "exec-root": str(ctx.state / "docker-run"),
         "pidfile": str(ctx.state / "docker.pid"),
         "hosts": [host(ctx)],
-        "experimental": True,
         "exec-opts": ["native.cgroupdriver=cgroupfs"],
         "cgroup-parent": f"/{ctx.cgroup}",
-        "runtimes": {"migroce": {"path": str(launcher.write(ctx.state / launcher.NAME))}},
     }
+    release = dockersetup.version_of({"ServerVersion": docker.version})
+    if release >= dockersetup.CDI_SINCE:
+        specs = ctx.state / "cdi"
+        specs.mkdir(exist_ok=True)
+        write_json(specs / "migroce.json", dockersetup.cdi_spec())
+        own["cdi-spec-dirs"] = [str(specs)]
+    return dockersetup.merge(own, dockersetup.wanted(ctx.state, release, default=False))[0]
 
 
 def wait(ctx: NodeContext, docker: Docker) -> None:

@@ -39,12 +39,12 @@ def become(args: list[str], env: dict[str, str] | None = None) -> NoReturn:
         sys.exit(1)
 
 
-def main() -> NoReturn:
-    """Be an OCI runtime."""
+def main(asked: bool = False) -> NoReturn:
+    """Be an OCI runtime. `asked`: for containers that ask for the device only, as a default runtime."""
     args = sys.argv[1:]
     at = split(args)
     if at < len(args) and args[at] in OURS:
         from migroce.runtime.wrap import handle
 
-        handle(args, at)
+        handle(args, at, asked)
     become(args)

@@ -14,22 +14,22 @@ NAME = "migroce-runtime"
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent.parent
 
 
-def text() -> str:
-    """The launcher for this interpreter and this package."""
+def text(*, asked: bool = False) -> str:
+    """The launcher for this interpreter and package. `asked`: only containers that ask get the device."""
     return (
         f"#!{sys.executable} -IS\n"
         "import sys\n"
         f"sys.path.insert(0, {str(_PACKAGE_PARENT)!r})\n"
         "sys.dont_write_bytecode = True\n"
         "from migroce.runtime import main\n"
-        "main()\n"
+        f"main({'asked=True' if asked else ''})\n"
     )
 
 
-def write(path: Path) -> Path:
+def write(path: Path, *, asked: bool = False) -> Path:
     """Put the launcher at `path`, in one step. Raises OSError."""
     part = path.with_name(path.name + "~")
-    part.write_text(text())
+    part.write_text(text(asked=asked))
     part.chmod(0o755)
     part.rename(path)
     return path

@@ -37,7 +37,8 @@ from migroce.runtime import become, runtime
 from migroce.runtime.commandline import CommandLine
 
 ANNOTATION = "migroce"
-"""Set to "off" (as an annotation, or as the environment variable MIGROCE), a container stays as it is."""
+"""Set to "off" (as an annotation, or as the environment variable MIGROCE), a container stays as it is; set to
+"on" it gets the device under a default runtime as well."""
 BESIDE = "migroce"
 """Directory for ours among CRIU's images."""
 STOP_MS = 5000
@@ -46,10 +47,12 @@ _CRIU_CONFIG = "network-lock nftables\n"
 """CRIU's default, iptables, costs 50 ms to unlock."""
 
 
-def handle(args: list[str], at: int) -> NoReturn:
+def handle(args: list[str], at: int, asked: bool) -> NoReturn:
     """Do a command of ours, or become the real runtime. Ends the process with its exit status."""
     line = CommandLine(args, at)
     try:
+        if line.command in ("create", "run") and not _wants(line, asked):
+            become(line.args)
         status = _COMMANDS[line.command](line)
     except (MigroceError, AgentError, OSError, ValueError) as exc:
         status = fail(line, str(exc))
@@ -140,20 +143,25 @@ def _spawn(line: CommandLine, env: dict[str, str] | None = None) -> int:
 # -- commands ------------------------------------------------------------------------------------------------
 
 
-def _asked(config: dict[str, Any]) -> bool:
-    """Whether a container is to have the device: all of this runtime's are, but those that say no."""
-    off = ("off", "0", "no", "false")
-    if str((config.get("annotations") or {}).get(ANNOTATION, "")).lower() in off:
+def _wants(line: CommandLine, asked: bool) -> bool:
+    """Whether a container is to have the device: one that says so, or (`asked` False) does not say no."""
+    config = inject.read(_bundle(line))
+    said = str((config.get("annotations") or {}).get(ANNOTATION, ""))
+    for each in (config.get("process") or {}).get("env") or []:
+        if each.startswith("MIGROCE="):
+            said = said or each.partition("=")[2]
+    if said.lower() in ("off", "0", "no", "false"):
         return False
-    env = (config.get("process") or {}).get("env") or []
-    return not any(each.lower() in [f"migroce={word}" for word in off] for each in env)
+    return bool(line.container) and (bool(said) or not asked)
+
+
+def _bundle(line: CommandLine) -> Path:
+    return Path(line.option("--bundle", "-b") or ".").absolute()
 
 
 def _create(line: CommandLine) -> int:
-    bundle = Path(line.option("--bundle", "-b") or ".").absolute()
+    bundle = _bundle(line)
     config = inject.read(bundle)
-    if not line.container or not _asked(config):
-        become(line.args)
     with AgentClient(agent_socket()) as agent:
         directory = _told(agent, line.container, config)
     try:
@@ -283,7 +291,7 @@ def _restore(line: CommandLine) -> int:
     beside = images / BESIDE
     if not (beside / "checkpoint.json").is_file():
         become(line.args, env)
-    bundle = Path(line.option("--bundle", "-b") or ".").absolute()
+    bundle = _bundle(line)
     config = inject.read(bundle)
     line.add_flag("--tcp-established")
     line.add_flag("--file-locks")
