@@ -363,7 +363,7 @@ def undo(layout: Layout) -> Outcome:
             _write_daemon(layout.daemon, {"default-runtime": "runc", "runtimes": {}, **changed})
             _reload(layout, outcome)
             if not _forgotten():
-                outcome.todo.append("restart Docker when it suits you: until then it keeps the runtime's name")
+                outcome.todo.append("restart Docker when it suits you: it keeps the runtime's name till then")
         _write_daemon(layout.daemon, changed)
         outcome.changes += [f"{layout.daemon}: {each} as before" for each in undone]
     if layout.unit.exists():
