@@ -63,6 +63,7 @@ struct side {
 	struct mg_engine *e;
 	struct mg_pd *pd, *other_pd;
 	struct mg_mr *data, *kept, *foreign;
+	struct mg_mw *mw[2]; /* of type 1 and 2 */
 	uint8_t *data_mem, *kept_mem;
 	struct mg_cq *send_cq, *recv_cq;
 	struct conn c[N_QP];
@@ -175,7 +176,8 @@ static struct side *other(const struct side *s)
 
 static void connect_qp(struct side *s, unsigned q)
 {
-	const unsigned access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ;
+	const unsigned access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ |
+				IBV_ACCESS_REMOTE_ATOMIC | MG_ACCESS_FLUSH_GLOBAL;
 	const uint32_t psn[2] = {0xfffff8 + q, 0x000100}; /* one side's PSNs wrap soon */
 	const uint8_t retries = w.options & OPT_FEW_RETRIES ? 1 : 7;
 	struct ibv_qp_attr a = {.port_num = 1, .qp_access_flags = access};
@@ -211,10 +213,16 @@ static void connect_qp(struct side *s, unsigned q)
 					 IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC));
 }
 
+static void create_windows(struct side *s)
+{
+	for (int i = 0; i < 2; i++)
+		FUZZ_CHECK(!mg_mw_create(s->pd, i ? IBV_MW_TYPE_2 : IBV_MW_TYPE_1, &s->mw[i]));
+}
+
 static void create_side(struct side *s, uint8_t last)
 {
 	const unsigned all = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ |
-			     IBV_ACCESS_REMOTE_ATOMIC;
+			     IBV_ACCESS_REMOTE_ATOMIC | IBV_ACCESS_MW_BIND | MG_ACCESS_FLUSH_GLOBAL;
 	const uint32_t depth = w.options & OPT_SMALL_CQ ? 3 : CQ_DEPTH;
 	struct mg_config cfg = {.qpn_base = 0x40000, .qpn_count = 0x40000, .max_path_mtu = 4096};
 	struct ibv_qp_init_attr_ex init = {.qp_type = IBV_QPT_RC, .sq_sig_all = !!(w.options & OPT_SIG_ALL)};
@@ -236,6 +244,7 @@ static void create_side(struct side *s, uint8_t last)
 	FUZZ_CHECK(!mg_mr_create(s->pd, s->kept_mem, KEPT_LEN, KEPT_VA, IBV_ACCESS_REMOTE_READ, &s->kept));
 	/* All rights, but of a protection domain that no QP is in. */
 	FUZZ_CHECK(!mg_mr_create(s->other_pd, s->kept_mem, KEPT_LEN, KEPT_VA, all, &s->foreign));
+	create_windows(s);
 	FUZZ_CHECK(!mg_cq_create(s->e, depth, s, &s->send_cq) && !mg_cq_create(s->e, depth, s, &s->recv_cq));
 	init.cap = (struct ibv_qp_cap){DEPTH, DEPTH, 4, 4, 64};
 	parts = (struct mg_qp_parts){.pd = s->pd, .send_cq = s->send_cq, .recv_cq = s->recv_cq};
@@ -438,7 +447,9 @@ static uint64_t some_address(struct fuzz_in *in, const struct side *s, uint8_t h
 
 static uint32_t some_rkey(const struct side *s, uint8_t how)
 {
-	return mg_mr_rkey(!(how & 8) ? s->data : how & 16 ? s->kept : s->foreign);
+	if (!(how & 8))
+		return how & 16 ? mg_mw_rkey(s->mw[how >> 5 & 1]) : mg_mr_rkey(s->data);
+	return mg_mr_rkey(how & 16 ? s->kept : s->foreign);
 }
 
 static uint32_t some_length(struct fuzz_in *in, uint32_t mtu)
@@ -457,8 +468,8 @@ static uint32_t some_length(struct fuzz_in *in, uint32_t mtu)
 /* A packet nobody sent, of the kind and with the numbers the receiver may expect. */
 static void forge(struct fuzz_in *in, struct side *to, unsigned q)
 {
-	static const uint8_t opcodes[] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,    10,	  11,	12,  13,
-					  14, 15, 16, 17, 18, 19, 20, 22, 23, 0xc0, 0xc1, 0xc2, 0xc3};
+	static const uint8_t opcodes[] = {0,  1,  2,  3,  4,  5,  6,  7,  8,	9,    10,   11,	  12, 13, 14,
+					  15, 16, 17, 18, 19, 20, 22, 23, 0xc0, 0xc1, 0xc2, 0xc3, 28, 29};
 	const struct side *from = other(to);
 	uint8_t buf[MG_HDR_MAX + 1024 + 3 + MG_ICRC_LEN];
 	struct mg_rx meta = {from->addr, to->addr, 0xc000, 0, 64};
@@ -487,6 +498,12 @@ static void forge(struct fuzz_in *in, struct side *to, unsigned q)
 		h.atomic.rkey = some_rkey(to, how);
 		h.atomic.swap_add = fuzz_u32(in);
 	}
+	if (mask & MG_H_FETH) {
+		h.feth.type = how >> 3 & 3;
+		h.feth.level = how >> 6 & 3;
+	}
+	if (mask & MG_H_IETH)
+		h.ieth = how & 8 ? mg_mw_rkey(to->mw[1]) : some_rkey(to, how);
 	if (mask & MG_H_AETH) {
 		h.aeth.syndrome = fuzz_u8(in);
 		h.aeth.msn = fuzz_u16(in);
@@ -508,15 +525,65 @@ static void forge(struct fuzz_in *in, struct side *to, unsigned q)
 
 /* ---- the application -------------------------------------------------------------------------- */
 
+/* What atomics, flushes and windows need besides, or (if `wrong`) anything. */
+static void specialize(struct fuzz_in *in, struct side *s, struct ibv_send_wr *wr, bool wrong)
+{
+	static struct ibv_mw mw; /* looked at while posting only */
+	static struct ibv_mr mr;
+	const struct mg_mw *window = s->mw[wrong && fuzz_u8(in) & 1];
+	const uint32_t rkey = wr->wr.rdma.rkey;
+
+	switch ((int)wr->opcode) {
+	case MG_WR_FLUSH:
+		wr->num_sge = 0;
+		wr->wr.atomic.compare_add = wrong ? fuzz_u16(in) : 1 | (fuzz_u8(in) & 1) << 8;
+		wr->wr.atomic.swap = fuzz_u16(in) % (wrong ? 65536 : DATA_LEN);
+		wr->wr.atomic.rkey = rkey;
+		break;
+	case IBV_WR_ATOMIC_CMP_AND_SWP:
+	case IBV_WR_ATOMIC_FETCH_AND_ADD:
+		wr->wr.atomic.compare_add = fuzz_u8(in);
+		wr->wr.atomic.swap = fuzz_u8(in);
+		wr->wr.atomic.rkey = rkey;
+		break;
+	case MG_WR_ATOMIC_WRITE:
+		if (wr->num_sge && !wrong) {
+			wr->num_sge = 1;
+			wr->sg_list[0].length = 8;
+			wr->sg_list[0].addr = DATA_VA + fuzz_u8(in);
+			wr->send_flags &= ~(unsigned)IBV_SEND_INLINE;
+		}
+		break;
+	case IBV_WR_LOCAL_INV:
+	case IBV_WR_SEND_WITH_INV:
+		wr->invalidate_rkey = fuzz_u8(in) & 1 ? mg_mw_rkey(window) : fuzz_u32(in);
+		break;
+	case IBV_WR_BIND_MW:
+		mw = (struct ibv_mw){.rkey = mg_mw_rkey(window)};
+		mr = (struct ibv_mr){.lkey = mg_mr_lkey(wrong && fuzz_u8(in) & 1 ? s->kept : s->data)};
+		wr->bind_mw.mw = &mw;
+		wr->bind_mw.rkey = mw.rkey + (wrong ? fuzz_u16(in) : 0);
+		wr->bind_mw.bind_info = (struct ibv_mw_bind_info){
+			.mr = &mr,
+			.addr = DATA_VA + (wrong ? fuzz_u16(in) : fuzz_u8(in)),
+			.length = fuzz_u8(in),
+			.mw_access_flags = IBV_ACCESS_REMOTE_READ |
+					   (fuzz_u8(in) & 1 ? IBV_ACCESS_REMOTE_WRITE : 0) |
+					   (wrong && fuzz_u8(in) & 1 ? IBV_ACCESS_ZERO_BASED : 0)};
+		break;
+	}
+}
+
 static void post_send(struct fuzz_in *in, struct side *s, unsigned q)
 {
-	static const enum ibv_wr_opcode opcodes[] = {IBV_WR_SEND,
-						     IBV_WR_SEND_WITH_IMM,
-						     IBV_WR_RDMA_WRITE,
-						     IBV_WR_RDMA_WRITE_WITH_IMM,
-						     IBV_WR_RDMA_READ,
-						     IBV_WR_ATOMIC_CMP_AND_SWP,
+	static const enum ibv_wr_opcode opcodes[] = {IBV_WR_SEND, IBV_WR_SEND_WITH_IMM, IBV_WR_RDMA_WRITE,
+						     IBV_WR_RDMA_WRITE_WITH_IMM, IBV_WR_RDMA_READ};
+	static const enum ibv_wr_opcode special[] = {IBV_WR_ATOMIC_CMP_AND_SWP,
 						     IBV_WR_ATOMIC_FETCH_AND_ADD,
+						     IBV_WR_BIND_MW,
+						     (enum ibv_wr_opcode)MG_WR_FLUSH,
+						     (enum ibv_wr_opcode)MG_WR_ATOMIC_WRITE,
+						     IBV_WR_LOCAL_INV, /* those from here on may well fail */
 						     IBV_WR_SEND_WITH_INV};
 	const uint8_t what = fuzz_u8(in), how = fuzz_u8(in);
 	const struct side *peer = other(s);
@@ -527,8 +594,10 @@ static void post_send(struct fuzz_in *in, struct side *s, unsigned q)
 	struct ibv_send_wr *bad = NULL;
 	int err;
 
+	if (what >= 200 && what < 240)
+		wr.opcode = special[what % 5];
 	if (what >= 250 && !(w.options & OPT_HONEST))
-		wr.opcode = opcodes[what - 250 + 2]; /* those that may not be there yet among them */
+		wr.opcode = special[what - 250 + 1];
 	wr.num_sge = what < 240 || w.options & OPT_HONEST ? (how >> 2) % 4 : (how >> 2) % 6;
 	for (int i = 0; i < wr.num_sge; i++) {
 		const uint32_t at = fuzz_u16(in) % DATA_LEN;
@@ -556,6 +625,8 @@ static void post_send(struct fuzz_in *in, struct side *s, unsigned q)
 				fuzz_u8(in) & 1 ? mg_mr_rkey(peer->kept) : mg_mr_rkey(peer->foreign);
 		wr.wr.rdma.remote_addr += (uint64_t)(int64_t)(int16_t)fuzz_u16(in);
 	}
+	if (what >= 200)
+		specialize(in, s, &wr, wrong);
 	err = mg_post_send(c->qp, now_of(s), &wr, &bad);
 	trace(s, "qpn %06x posts send opcode %d wr %u: %d", c->qpn, (int)wr.opcode, (unsigned)wr.wr_id, err);
 	FUZZ_CHECK(err == 0 || (err > 0 && bad == &wr));
@@ -746,7 +817,14 @@ static void change_region(struct fuzz_in *in, struct side *s)
 	const unsigned access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ;
 	uint8_t *fresh = malloc(DATA_LEN);
 
-	FUZZ_CHECK(fresh && !mg_mr_destroy(s->data));
+	FUZZ_CHECK(fresh);
+	if (mg_mr_bound(s->data)) {
+		FUZZ_CHECK(mg_mr_destroy(s->data) == EBUSY);
+		for (int i = 0; i < 2; i++)
+			mg_mw_destroy(s->mw[i]);
+		create_windows(s);
+	}
+	FUZZ_CHECK(!mg_mr_destroy(s->data));
 	free(s->data_mem);
 	s->data_mem = fresh;
 	memset(fresh, fuzz_u8(in), DATA_LEN);
@@ -904,6 +982,8 @@ static void tear_down(void)
 		FUZZ_CHECK(mg_pd_destroy(s->pd) == EBUSY && mg_cq_destroy(s->send_cq) == EBUSY);
 		if (w.seed & 1) { /* piece by piece, or all by the engine */
 			FUZZ_CHECK(!mg_qp_destroy(s->c[1].qp) && !mg_qp_destroy(s->c[0].qp));
+			for (int k = 0; k < 2; k++)
+				mg_mw_destroy(s->mw[k]);
 			FUZZ_CHECK(!mg_mr_destroy(s->data) && !mg_mr_destroy(s->kept));
 			FUZZ_CHECK(!mg_mr_destroy(s->foreign) && !mg_pd_destroy(s->pd));
 			FUZZ_CHECK(!mg_cq_destroy(s->send_cq) && !mg_cq_destroy(s->recv_cq));

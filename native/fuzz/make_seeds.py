@@ -61,6 +61,10 @@ def packets() -> None:
     xrc = wire.Packet(wire.SVC_XRC + wire.Op.WRITE_ONLY_IMM, 1, 2, xrc_srqn=3, reth=wire.Reth(4, 5, 3), imm=6,
                       payload=b"abc", pad=1)  # fmt: skip
     write("packet", "xrc_write_only_imm", wire.build(xrc, FLOW))
+    flush = wire.Packet(wire.Op.FLUSH, 1, 2, feth=wire.Feth(1, 1), reth=wire.Reth(4, 5, 6))
+    write("packet", "rc_flush", wire.build(flush, FLOW))
+    word = wire.Packet(wire.Op.ATOMIC_WRITE, 1, 2, reth=wire.Reth(8, 5, 8), payload=b"12345678")
+    write("packet", "rc_atomic_write", wire.build(word, FLOW))
     body = wire.build(wire.Packet(wire.Op.SEND_ONLY, 1, 2, payload=bytes(300)), FLOW)
     write("icrc", "wrong_id", icrc_input(FLOW, body, 0x1234))
 
@@ -100,6 +104,11 @@ def post(opcode: int, *, side: int = 0, conn: int = 0, size: int = 1000, flags: 
     """A request with two pieces of `size` bytes: 0 SEND, 1 with immediate, 2 WRITE, 3 with, 4 READ."""
     pieces = struct.pack("<4H", 0, size, 2000, size)
     return cmd(SEND, side, conn << 2, opcode, flags | 2 | 2 << 2) + pieces + b"\x34\x12"
+
+
+def special(what: int, more: bytes, *, conn: int = 0) -> bytes:
+    """One of specialize()'s: 200 CMP_SWAP, FETCH_ADD, BIND_MW, FLUSH, ATOMIC_WRITE; its own bytes."""
+    return post(what, conn=conn) + more
 
 
 def recv(side: int = 1, conn: int = 0) -> bytes:
@@ -143,6 +152,21 @@ def programs() -> None:
         "untold": resume(0, 0) + cmd(TIME, 0, 6, 250) * 3,
     }.items():
         write("engine", name, honest + KNOWN + work + cmd(TRANSMIT, 0, 3) + stops + EXCHANGE * 8 + POLLS)
+    words = (b"\x00\x05", b"\x07\x00", b"\x10\x40\x01", b"\x01\x40\x00", b"\x08")
+    specials = b"".join(special(200 + i, more, conn=c) for c in (0, 1) for i, more in enumerate(words))
+    write("engine", "specials", honest + KNOWN + specials + EXCHANGE * 8 + POLLS)
+    write(
+        "engine",
+        "specials_move",
+        honest + KNOWN + specials + cmd(TRANSMIT, 0, 3) + cmd(STOPPING, 1, 1) + EXCHANGE * 3 + resume(1, 5)
+        + EXCHANGE * 8 + POLLS,
+    )
+    wrong = b"".join(special(what, bytes(12)) for what in range(250, 256))
+    write("engine", "specials_wrong", hostile + KNOWN + recv() + wrong + EXCHANGE * 4 + POLLS)
+    for opcode in (19, 20, 21, 22, 27, 28):
+        for how in (0x01, 0x09, 0x19, 0x31):
+            program = hostile + KNOWN + recv() + forged(opcode, how) + POLLS
+            write("engine", f"forge_{opcode}_{how:02x}", program)
     write("engine", "small_cq", b"\x03\x06" + KNOWN + work + EXCHANGE * 8 + POLLS)
     states = (cmd(STATE, 0, 1, 4), cmd(STATE, 0, 1, 3), cmd(STATE, 1, 1, 128), cmd(STATE, 0, 1, 5))
     write(

@@ -47,6 +47,12 @@ def test_ib_send_bw_both_ways_ends_well_when_its_server_is_moved(stage: Stage, s
     assert run.shapes() == sizes.of(stage, "ib_send_bw")[1]
 
 
+def test_ib_atomic_bw_ends_well_when_its_server_is_moved(stage: Stage, sizes: Sizes) -> None:
+    run = moved(stage, sizes, "ib_atomic_bw", "server")
+    run.finish()
+    assert run.shapes() == sizes.of(stage, "ib_atomic_bw")[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["server", "client"])
 @pytest.mark.parametrize("program", [name for name in PROGRAMS if "-D" not in PROGRAMS[name]])

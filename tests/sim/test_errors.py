@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from migroce.wire import Aeth, Op, Packet, build_body
+
 from .pair import Node, Pair
 from .records import NEVER, US, Action, Link, S, Sge, Wr
 from .verbs import ALL_ACCESS, Access, Event, QpState, SendFlag, WcStatus, WrOpcode
@@ -156,6 +158,26 @@ def test_read_data_into_memory_that_may_not_be_written_fails_locally() -> None:
         w.go(1 * S)
         assert w.a.done() == [(1, WcStatus.LOC_PROT_ERR)]
         assert w.a.get(to) == bytes(8)
+
+
+@pytest.mark.parametrize("size", [0, 4, 12])
+@pytest.mark.parametrize("opcode", [Op.READ_RESP_ONLY, Op.ATOMIC_ACK])
+def test_a_response_that_does_not_fit_is_dropped(opcode: int, size: int) -> None:
+    with Pair(link=Link(delay=100 * US)) as w:
+        w.settle()
+        source = w.b.put(b"12345678")
+        psn = w.a.dump().next_psn
+        into = w.a.read(1, 8, source, w.b)
+        w.go(50 * US)
+        atomic = opcode == Op.ATOMIC_ACK
+        answer = Packet(
+            opcode, w.a.qp.num, psn, aeth=Aeth(0x1F, 1), atomic_orig=7 if atomic else None,
+            payload=b"" if atomic else b"x" * size,
+        )  # fmt: skip
+        w.inject(w.b.engine.gid, w.a.engine.gid, build_body(answer))
+        w.go(1 * S)
+        assert w.a.done() == [(1, 0)]
+        assert w.a.get(into) == b"12345678"
 
 
 def test_a_region_may_go_away_while_a_read_of_it_is_answered() -> None:

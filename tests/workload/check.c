@@ -128,7 +128,7 @@ static void check_ring(struct run *r, struct conn *c, const struct op *op)
 static void count(struct run *r, const struct op *op)
 {
 	r->received.ops[op->kind]++;
-	if (op->kind != K_READ)
+	if (op->kind != K_READ && op->kind != K_ATOMIC)
 		r->received.bytes += op->size;
 }
 
@@ -151,7 +151,7 @@ static void fin(struct run *r, struct conn *c, const struct ibv_wc *wc, const st
 	}
 	while (c->rx.next < total) {
 		plan_next(&c->rx, &op);
-		if (op.kind != K_WRITE && op.kind != K_READ) {
+		if (!kind_is_silent(op.kind)) {
 			fatal(r, "QP %u: %s %llu was lost", c->index, kind_name[op.kind],
 			      (unsigned long long)op.seq);
 			return;
@@ -194,7 +194,7 @@ void received(struct run *r, struct conn *c, const struct ibv_wc *wc, int64_t no
 	for (unsigned n = 0;; n++) { /* what went before without a completion here */
 		plan_next(&c->rx, &op);
 		count(r, &op);
-		if (op.kind != K_WRITE && op.kind != K_READ)
+		if (!kind_is_silent(op.kind))
 			break;
 		if (op.kind == K_WRITE)
 			check_ring(r, c, &op);

@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #define TERMS_MAGIC 0x4b43474du
-#define TERMS_VERSION 1u
+#define TERMS_VERSION 2u
 #define MS 1000000ll
 
 volatile sig_atomic_t terminated;

@@ -93,7 +93,7 @@ struct entry {
 	enum ibv_wc_opcode opcode;
 	bool signalled;
 	struct op op;
-	uint64_t key;	    /* READ of scratch: the pattern that was written */
+	uint64_t key;	    /* READ of scratch: the pattern that was written; atomic: the result */
 	uint64_t local_end; /* in the local ring */
 	unsigned n_sge;
 	struct ibv_sge sge[MAX_SGE];
@@ -116,7 +116,7 @@ struct conn {
 	uint8_t *window, *source, *local;
 	struct ibv_mr *window_mr, *source_mr, *local_mr;
 	uint8_t *ring, *scratch;
-	uint64_t *counter; /* in the window: how far we have checked the ring */
+	uint64_t *counter; /* in the window: how far we have checked the ring; then the peer's word */
 
 	/* initiator */
 	struct plan tx;
@@ -131,6 +131,7 @@ struct conn {
 	uint64_t *credit_slot; /* where the READ of the peer's counter lands */
 	uint64_t credited;
 	bool credit_busy, scratch_busy;
+	uint64_t word;	      /* what the peer's word will hold when all posted atomics are done */
 	int64_t credit_after; /* ns: not before */
 	uint64_t dice;	      /* local choices */
 	uint32_t inline_max;

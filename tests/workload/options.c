@@ -16,7 +16,7 @@ static const char help[] =
 	"\n"
 	"The client decides for both:\n"
 	"  --qps N             QPs (4)\n"
-	"  --ops LIST          of send,send_imm,write,write_imm,read (all)\n"
+	"  --ops LIST          of send,send_imm,write,write_imm,read,atomic (all)\n"
 	"  --one-way           client to server only     --reverse  server to client only\n"
 	"  --messages N        per QP and direction      --seconds S  (default: --seconds 5)\n"
 	"  --max-size N        bytes (262144)            --size N     all of this size\n"

@@ -7,7 +7,7 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "written for little-endian machines");
 
-const char *const kind_name[K_COUNT] = {"send", "send_imm", "write", "write_imm", "read"};
+const char *const kind_name[K_COUNT] = {"send", "send_imm", "write", "write_imm", "read", "atomic"};
 
 struct msg_header {
 	uint32_t magic;
@@ -109,6 +109,10 @@ void plan_next(struct plan *p, struct op *op)
 			break;
 	*op = (struct op){.kind = (enum kind)kind, .seq = p->next++, .size = pick_size(p)};
 
+	if (op->kind == K_ATOMIC) {
+		op->size = 8;
+		return;
+	}
 	if (op->kind == K_READ) {
 		op->read_off = rng_next(&p->rng) % (plan_source_size(cfg) - op->size + 1);
 		return;

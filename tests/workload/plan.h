@@ -7,6 +7,7 @@
  * Plain WRITEs tell the target nothing; it checks them when the next message that completes a receive
  * arrives (RC places an earlier WRITE before a later message completes). The WRITEs go into a ring in
  * the target's memory; how far the target has checked it is a counter the initiator reads by RDMA READ.
+ * Atomics change a word there that is the stream's alone: the initiator knows each result beforehand.
  */
 #ifndef MGCHECK_PLAN_H
 #define MGCHECK_PLAN_H
@@ -15,10 +16,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum kind { K_SEND, K_SEND_IMM, K_WRITE, K_WRITE_IMM, K_READ, K_COUNT };
+enum kind { K_SEND, K_SEND_IMM, K_WRITE, K_WRITE_IMM, K_READ, K_ATOMIC, K_COUNT };
 extern const char *const kind_name[K_COUNT]; /* as in --ops and in the verdict */
 
 #define OPS_ALL ((1u << K_COUNT) - 1)
+/* The target's program is not told of it by a completion. */
+static inline bool kind_is_silent(enum kind k)
+{
+	return k == K_WRITE || k == K_READ || k == K_ATOMIC;
+}
 #define CANARY 0xa5
 #define CANARY_LEN 16u /* behind every WRITE in the ring */
 

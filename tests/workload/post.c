@@ -76,6 +76,8 @@ static struct entry *add(struct run *r, struct conn *c, struct chain *ch, enum e
 		[IBV_WR_SEND] = IBV_WC_SEND,
 		[IBV_WR_SEND_WITH_IMM] = IBV_WC_SEND,
 		[IBV_WR_RDMA_READ] = IBV_WC_RDMA_READ,
+		[IBV_WR_ATOMIC_CMP_AND_SWP] = IBV_WC_COMP_SWAP,
+		[IBV_WR_ATOMIC_FETCH_AND_ADD] = IBV_WC_FETCH_ADD,
 	};
 	struct entry *e = &c->entries[c->head % r->opt.depth];
 	struct ibv_send_wr *wr = &ch->wr[ch->n];
@@ -162,6 +164,39 @@ static bool add_readback(struct run *r, struct conn *c, struct chain *ch)
 	return true;
 }
 
+/* Three in four additions or exchanges that hit; the others find another value. */
+static bool add_atomic(struct run *r, struct conn *c, struct chain *ch)
+{
+	bool add_to = roll(c) % 2, hit = roll(c) % 2;
+	uint64_t with = roll(c);
+	struct ibv_sge sge[MAX_SGE];
+	struct ibv_send_wr *wr;
+	struct entry *e;
+	unsigned n_sge;
+	uint64_t end;
+
+	if (!has_room(r, c, ch, 1) || !local_alloc(c, 8, 1, sge, &n_sge, &end))
+		return false;
+	e = add(r, c, ch, E_OP, add_to ? IBV_WR_ATOMIC_FETCH_AND_ADD : IBV_WR_ATOMIC_CMP_AND_SWP);
+	wr = &ch->wr[ch->n - 1];
+	e->op = c->op;
+	e->n_sge = 1;
+	e->local_end = end;
+	e->sge[0] = sge[0];
+	e->key = c->word;
+	wr->num_sge = 1;
+	wr->wr.atomic.remote_addr = c->theirs.counter + 8;
+	wr->wr.atomic.rkey = c->theirs.window_rkey;
+	wr->wr.atomic.compare_add = add_to ? with : hit ? c->word : ~c->word;
+	wr->wr.atomic.swap = with;
+	if (add_to)
+		c->word += with;
+	else if (hit)
+		c->word = with;
+	choose_signal(r, c, e, wr, false);
+	return true;
+}
+
 static bool add_op(struct run *r, struct conn *c, struct chain *ch)
 {
 	static const enum ibv_wr_opcode opcode[K_COUNT] = {
@@ -177,6 +212,8 @@ static bool add_op(struct run *r, struct conn *c, struct chain *ch)
 	uint64_t end;
 	uint8_t *m;
 
+	if (op->kind == K_ATOMIC)
+		return add_atomic(r, c, ch);
 	if (op->kind == K_READ && !c->scratch_busy && roll(c) % 3 == 0)
 		return add_readback(r, c, ch);
 	if (!has_room(r, c, ch, 1) ||
@@ -272,6 +309,14 @@ static int post_new(struct run *r, struct conn *c, struct chain *ch)
 			break;
 		case IBV_WR_RDMA_WRITE_WITH_IMM:
 			ibv_wr_rdma_write_imm(q, wr->wr.rdma.rkey, wr->wr.rdma.remote_addr, wr->imm_data);
+			break;
+		case IBV_WR_ATOMIC_CMP_AND_SWP:
+			ibv_wr_atomic_cmp_swp(q, wr->wr.atomic.rkey, wr->wr.atomic.remote_addr,
+					      wr->wr.atomic.compare_add, wr->wr.atomic.swap);
+			break;
+		case IBV_WR_ATOMIC_FETCH_AND_ADD:
+			ibv_wr_atomic_fetch_add(q, wr->wr.atomic.rkey, wr->wr.atomic.remote_addr,
+						wr->wr.atomic.compare_add);
 			break;
 		default: ibv_wr_rdma_read(q, wr->wr.rdma.rkey, wr->wr.rdma.remote_addr); break;
 		}
@@ -370,10 +415,13 @@ bool rate_allows(struct run *r, int64_t now)
 /* The data that a READ brought, and nothing around it. */
 static void check_read(struct run *r, struct conn *c, const struct entry *e)
 {
-	uint8_t *want, *at = r->gathered;
+	const uint8_t *want;
+	uint8_t *at = r->gathered;
 	char why[160];
 
-	if (e->type == E_SCRATCH_READ)
+	if (e->op.kind == K_ATOMIC)
+		want = (const uint8_t *)&e->key;
+	else if (e->type == E_SCRATCH_READ)
 		want = pattern(r->expect, e->key, 0, e->op.size);
 	else
 		want = pattern(r->expect, plan_source_key(&c->tx), e->op.read_off, e->op.size);
@@ -385,15 +433,15 @@ static void check_read(struct run *r, struct conn *c, const struct entry *e)
 		at += len;
 		for (unsigned k = 1; k <= 16; k++)
 			if (p[-(int)k] != CANARY || p[len - 1 + k] != CANARY) {
-				wrong(r, "QP %u: READ %llu wrote outside of its buffer", c->index,
-				      (unsigned long long)e->op.seq);
+				wrong(r, "QP %u: %s %llu wrote outside of its buffer", c->index,
+				      kind_name[e->op.kind], (unsigned long long)e->op.seq);
 				break;
 			}
 	}
 	if (memcmp(r->gathered, want, e->op.size)) {
 		message_explain(r->gathered, want, e->op.size, why, sizeof(why));
-		wrong(r, "QP %u: READ %llu%s: %s", c->index, (unsigned long long)e->op.seq,
-		      e->type == E_SCRATCH_READ ? " (back)" : "", why);
+		wrong(r, "QP %u: %s %llu%s: %s", c->index, kind_name[e->op.kind],
+		      (unsigned long long)e->op.seq, e->type == E_SCRATCH_READ ? " (back)" : "", why);
 	}
 }
 
@@ -405,7 +453,7 @@ static void finish_entry(struct run *r, struct conn *c, struct entry *e, int64_t
 	c->local_tail = e->local_end;
 	switch (e->type) {
 	case E_OP:
-		if (e->op.kind == K_READ)
+		if (e->op.kind == K_READ || e->op.kind == K_ATOMIC)
 			check_read(r, c, e);
 		break;
 	case E_SCRATCH_READ:

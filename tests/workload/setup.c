@@ -92,6 +92,12 @@ static struct ibv_cq *make_cq(struct run *r, unsigned entries)
 	return cq;
 }
 
+/* Not every device has atomics: --ops leaves them out. */
+static unsigned atomic_access(const struct run *r)
+{
+	return r->opt.terms.plan.ops & 1u << K_ATOMIC ? IBV_ACCESS_REMOTE_ATOMIC : 0;
+}
+
 static void make_qp(struct run *r, struct conn *c)
 {
 	struct ibv_qp_init_attr_ex attr = {
@@ -114,6 +120,9 @@ static void make_qp(struct run *r, struct conn *c)
 			attr.send_ops_flags = IBV_QP_EX_WITH_SEND | IBV_QP_EX_WITH_SEND_WITH_IMM |
 					      IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM |
 					      IBV_QP_EX_WITH_RDMA_READ;
+			if (atomic_access(r))
+				attr.send_ops_flags |= IBV_QP_EX_WITH_ATOMIC_CMP_AND_SWP |
+						       IBV_QP_EX_WITH_ATOMIC_FETCH_AND_ADD;
 			c->qp = ibv_create_qp_ex(r->ctx, &attr);
 		} else {
 			struct ibv_qp_init_attr old = {.qp_type = attr.qp_type,
@@ -185,7 +194,8 @@ static void make_memory(struct run *r, struct conn *c)
 	c->credit_slot = (uint64_t *)(c->recv_area + r->opt.recv_depth * slot_size(p));
 
 	c->window_mr = reg(r, c->window, window_size(p),
-			   IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ);
+			   IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ |
+				   (int)atomic_access(r));
 	c->source_mr = reg(r, c->source, source, IBV_ACCESS_REMOTE_READ);
 	c->local_mr = reg(r, c->local, local_size(r, c), IBV_ACCESS_LOCAL_WRITE);
 
@@ -244,7 +254,7 @@ static void to_init(struct run *r, struct conn *c)
 	struct ibv_qp_attr attr = {
 		.qp_state = IBV_QPS_INIT,
 		.port_num = r->opt.ib_port,
-		.qp_access_flags = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ,
+		.qp_access_flags = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | atomic_access(r),
 	};
 	int rc = ibv_modify_qp(c->qp, &attr,
 			       IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);

@@ -19,7 +19,7 @@ from tests.native.netns import Node
 from migroce import paths
 
 PATIENCE = 100.0
-KINDS = ("send", "send_imm", "write", "write_imm", "read")
+KINDS = ("send", "send_imm", "write", "write_imm", "read", "atomic")
 Nodes = tuple[Node, Node]
 
 
