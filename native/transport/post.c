@@ -143,7 +143,10 @@ static void fill_send(struct mg_qp *qp, struct mg_swqe *w, const struct ibv_send
 			     (wr->send_flags & IBV_SEND_SOLICITED ? MG_WQE_SOLICITED : 0) |
 			     (wr->send_flags & IBV_SEND_FENCE ? MG_WQE_FENCE : 0) |
 			     (wr->send_flags & IBV_SEND_INLINE ? MG_WQE_INLINE : 0));
-	if (w->flags & MG_WQE_INLINE) {
+	w->n_sge = 0;
+	if (mg_wr_is_local(wr->opcode) || wr->opcode == MG_WR_FLUSH) {
+		w->flags &= (uint8_t)~MG_WQE_INLINE; /* whatever the list says: they have no data */
+	} else if (w->flags & MG_WQE_INLINE) {
 		uint8_t *to = w->u.inline_data;
 
 		for (int i = 0; i < wr->num_sge; i++) {
@@ -152,7 +155,6 @@ static void fill_send(struct mg_qp *qp, struct mg_swqe *w, const struct ibv_send
 				       wr->sg_list[i].length);
 			to += wr->sg_list[i].length;
 		}
-		w->n_sge = 0;
 	} else {
 		w->n_sge = (uint8_t)wr->num_sge;
 		if (wr->num_sge)

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from .pair import Pair
 from .records import MS, Link, S
-from .verbs import QpState, WrOpcode
+from .verbs import QpState, SendFlag, WrOpcode
 from .windows import bind, invalidate
 
 READ = WrOpcode.RDMA_READ
@@ -63,6 +65,21 @@ def test_local_operations_survive_retransmission_without_a_second_turn() -> None
         w.go(5 * S)
         assert w.b.done() == [(n, 0) for i in range(20) for n in (i * 3 + 1, i * 3 + 2)]
         assert w.b.engine.counters()["retransmits"] > 0
+
+
+@pytest.mark.parametrize("flags", [SendFlag.SIGNALED, SendFlag.SIGNALED | SendFlag.INLINE])
+def test_a_list_of_data_means_nothing_to_a_local_operation(flags: int) -> None:
+    """However long it is: it must not be copied into the queue."""
+    with Pair() as w:
+        w.settle()
+        sges = tuple(w.b.space(4000) for _ in range(34))
+        mw = w.b.engine.mw(w.b.pd, 2)
+        first = bind(1, mw, w.b.mr, sges[0].addr, 64)._replace(sges=sges, flags=flags)
+        w.b.qp.post_send(first, invalidate(2, first.rkey)._replace(sges=sges, flags=flags))
+        w.b.send(3, b"alive")
+        w.a.recv(1, 8)
+        w.go(MS)
+        assert w.b.done() == [(1, 0), (2, 0), (3, 0)]
 
 
 def test_a_drained_queue_takes_no_local_operation_until_it_goes_on() -> None:
