@@ -35,6 +35,7 @@ from migroce.engines.context import read_json, write_json
 from migroce.errors import MigroceError
 from migroce.runtime import become, runtime
 from migroce.runtime.commandline import CommandLine
+from migroce.runtime.guard import Guard
 
 ANNOTATION = "migroce"
 """Set to "off" (as an annotation, or as the environment variable MIGROCE), a container stays as it is; set to
@@ -162,8 +163,7 @@ def _bundle(line: CommandLine) -> Path:
 def _create(line: CommandLine) -> int:
     bundle = _bundle(line)
     config = inject.read(bundle)
-    with AgentClient(agent_socket()) as agent:
-        directory = _told(agent, line.container, config)
+    directory = _told(line.container, config)
     try:
         _choose_interface(config)
         inject.edit(bundle, config, directory)
@@ -193,11 +193,12 @@ def _choose_interface(config: dict[str, Any]) -> None:
         env.append("MIGROCE_IFACE=eth0")
 
 
-def _told(agent: AgentClient, container: str, config: dict[str, Any]) -> Path:
+def _told(container: str, config: dict[str, Any]) -> Path:
     """Tell the agent of a new container; its directory."""
     _, netns = bundles.network_namespace(config)
     try:
-        return agent.container_add(container, netns=str(netns) if netns else None)
+        with AgentClient(agent_socket()) as agent:
+            return agent.container_add(container, netns=str(netns) if netns else None)
     except AgentError as exc:
         text = f"{exc}; start it by `systemctl start migroce-agent` or `migroce agent`"
         raise MigroceError(text if exc.errno in ("ENOENT", "ECONNREFUSED") else str(exc)) from exc
@@ -227,9 +228,25 @@ def _checkpoint(line: CommandLine) -> int:
     line.add_flag("--tcp-established")
     line.add_flag("--file-locks")
     settings = records() / f"{line.container}.criu"
-    settings.write_text(_CRIU_CONFIG)
-    env["CRIU_CONFIG_FILE"] = str(settings)
     freezer = _freezer(line)
+
+    def undo() -> None:
+        freezer.thaw()
+        settings.unlink(missing_ok=True)
+        with AgentClient(agent_socket()) as agent:
+            agent.container_resume(line.container, timeout_ms=RESUME_MS)
+
+    guard = Guard(undo)
+    try:
+        settings.write_text(_CRIU_CONFIG)
+        env["CRIU_CONFIG_FILE"] = str(settings)
+        return _stop_and_dump(line, env, freezer, beside)
+    finally:
+        settings.unlink(missing_ok=True)
+        guard.release()
+
+
+def _stop_and_dump(line: CommandLine, env: dict[str, str], freezer: Freezer, beside: Path) -> int:
     with AgentClient(agent_socket()) as agent:
         freezer.thaw()  # containerd pauses what it is about to checkpoint; the processes have work to do
         try:
@@ -245,7 +262,6 @@ def _checkpoint(line: CommandLine) -> int:
             status = _spawn(line, env)
             failed = status != 0
         finally:
-            settings.unlink(missing_ok=True)
             if failed:
                 shutil.rmtree(beside, ignore_errors=True)
             if failed or line.has("--leave-running"):

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""migroce-runtime as an engine calls it, before a runtime that writes down how it was called."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migroce import launch
+from migroce.agent.client import AgentClient
+from migroce.runtime import launcher
+
+_RUNC = '#!/bin/sh\nfor word; do echo "$word"; done >"$CALLED"\nexit ${STATUS:-0}\n'
+
+
+class Engine:
+    """An engine: a bundle, and calls of the runtime."""
+
+    def __init__(self, tmp: Path, run_dir: Path) -> None:
+        self.tmp = tmp
+        self.bundle = tmp / "bundle"
+        (self.bundle / "rootfs").mkdir(parents=True)
+        self.configure()
+        self.runtime = launcher.write(tmp / launcher.NAME)
+        self.asked = launcher.write(tmp / "asked", asked=True)
+        (tmp / "runc").write_text(_RUNC)
+        (tmp / "runc").chmod(0o755)
+        self.env = {
+            "PATH": os.environ["PATH"], "MIGROCE_RUNC": str(tmp / "runc"), "CALLED": str(tmp / "called"),
+            "MIGROCE_RUN_DIR": str(run_dir), "MIGROCE_CRIU": "/bin/true",
+        }  # fmt: skip
+
+    def configure(self, **more: Any) -> None:
+        config = {"process": {"args": ["true"], "env": ["PATH=/bin"]}, "root": {"path": "rootfs"}, **more}
+        (self.bundle / "config.json").write_text(json.dumps(config))
+
+    def config(self) -> str:
+        return (self.bundle / "config.json").read_text()
+
+    def call(self, *words: str, runtime: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+        (self.tmp / "called").unlink(missing_ok=True)
+        (self.tmp / "log.json").unlink(missing_ok=True)
+        options = ["--root", str(self.tmp / "root"), "--log", str(self.tmp / "log.json")]
+        argv = [str(runtime or self.runtime), *options, "--log-format", "json", *words]
+        return subprocess.run(argv, env={**self.env, **env}, capture_output=True, text=True, check=False)
+
+    def called(self) -> list[str] | None:
+        """What the real runtime was called with, without the global options; None: it was not."""
+        try:
+            return (self.tmp / "called").read_text().splitlines()[6:]
+        except FileNotFoundError:
+            return None
+
+    def create(self, runtime: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+        return self.call("create", "--bundle", str(self.bundle), "box", runtime=runtime, **env)
+
+
+@pytest.fixture
+def engine(tmp_path: Path, short_dir: Path) -> Engine:
+    return Engine(tmp_path, short_dir)
+
+
+@pytest.fixture
+def short_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("r")
+    path.chmod(0o700)
+    return path
+
+
+@pytest.fixture
+def agent(short_dir: Path) -> Iterator[AgentClient]:
+    launch.ensure_agent(short_dir)
+    with AgentClient(short_dir / "admin.sock") as client:
+        yield client
+        client.shutdown()
+
+
+def known(agent: AgentClient) -> list[str]:
+    return [each["id"] for each in agent.status()["containers"] if not each["implicit"]]
+
+
+@pytest.mark.parametrize("words", [["state", "box"], ["kill", "--all", "box", "9"], ["--version"], []])
+def test_what_is_not_ours_becomes_runc_with_the_same_words(engine: Engine, words: list[str]) -> None:
+    assert engine.call(*words, STATUS="7").returncode == 7
+    assert engine.called() == words
+
+
+def test_a_container_has_the_device_and_is_forgotten_with_its_end(engine: Engine, agent: AgentClient) -> None:
+    assert engine.create().returncode == 0
+    assert engine.called() == ["create", "--bundle", str(engine.bundle), "box"]
+    assert "LD_PRELOAD=/usr/lib/migroce/libmigroce.so" in engine.config()
+    assert known(agent) == ["box"]
+    assert engine.call("delete", "--force", "box").returncode == 0
+    assert engine.called() == ["delete", "--force", "box"]
+    assert known(agent) == []
+
+
+def test_a_container_that_could_not_be_created_is_forgotten(engine: Engine, agent: AgentClient) -> None:
+    assert engine.create(STATUS="1").returncode == 1
+    assert known(agent) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "always", "asked"),
+    [
+        ({}, True, False),
+        ({"annotations": {"migroce": "on"}}, True, True),
+        ({"annotations": {"migroce": "off"}}, False, False),
+        ({"process": {"args": ["true"], "env": ["MIGROCE=on"]}}, True, True),
+        ({"process": {"args": ["true"], "env": ["MIGROCE=off"]}}, False, False),
+    ],
+)
+def test_who_gets_the_device(
+    engine: Engine, agent: AgentClient, more: dict[str, Any], always: bool, asked: bool
+) -> None:
+    for runtime, wanted in ((engine.runtime, always), (engine.asked, asked)):
+        engine.configure(**more)
+        before = engine.config()
+        assert engine.create(runtime).returncode == 0
+        assert engine.called() == ["create", "--bundle", str(engine.bundle), "box"]
+        assert (engine.config() != before) == wanted
+        engine.call("delete", "box")
+    assert known(agent) == []
+
+
+def test_without_an_agent_nothing_is_created_and_the_engine_is_told_why(engine: Engine) -> None:
+    before = engine.config()
+    done = engine.create()
+    assert done.returncode == 1
+    assert engine.called() is None
+    assert engine.config() == before
+    entry = json.loads((engine.tmp / "log.json").read_text())
+    assert entry["level"] == "error"
+    assert "no agent at" in entry["msg"]
+    assert "systemctl start migroce-agent" in entry["msg"]
+    assert done.stderr.strip() == entry["msg"]
+
+
+def test_links_in_an_image_lead_nowhere(engine: Engine, agent: AgentClient) -> None:
+    elsewhere = engine.tmp / "elsewhere"
+    elsewhere.mkdir()
+    (engine.bundle / "rootfs/usr/lib").mkdir(parents=True)
+    (engine.bundle / "rootfs/usr/lib/migroce").symlink_to(elsewhere)
+    done = engine.create()
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr
+    assert list(elsewhere.iterdir()) == []
+    assert known(agent) == []
+
+
+def test_a_container_that_is_not_ours_is_checkpointed_as_it_was_asked(engine: Engine) -> None:
+    words = ["checkpoint", "--image-path", "/i", "other"]
+    assert engine.call(*words).returncode == 0
+    assert engine.called() == words
+    assert engine.call("restore", "--image-path", "/i", "--bundle", "/b", "other").returncode == 0
+    assert engine.called() == ["restore", "--image-path", "/i", "--bundle", "/b", "other"]
