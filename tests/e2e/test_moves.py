@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.e2e.stage import Check, Stage, wait_for
+
+from migroce import urgency
 
 
 def test_the_server_moves_and_moves_back_and_no_message_is_wrong(stage: Stage) -> None:
@@ -22,6 +25,25 @@ def test_the_server_moves_and_moves_back_and_no_message_is_wrong(stage: Stage) -
         check.more()
         assert check.server.where() == [check.server.home]
     assert check.server.home == "node-a"
+    check.finish()
+
+
+def test_nothing_of_a_moved_container_is_scheduled_otherwise_than_before(stage: Stage) -> None:
+    """What was done in a hurry for it has left no priority, neither here nor there."""
+    check = Check(stage)
+    check.more()
+    check.server.move()
+    pid = check.server.info()["pid"]
+    monitor = int((check.server.node.context.bundle(check.server.name) / "monitor.pid").read_text())
+    for node in stage.lab.nodes.values():
+        assert os.sched_getscheduler(node.call("agent", method="status")["pid"]) == os.SCHED_OTHER
+    family = [pid, monitor, *urgency.children(pid), *urgency.children(monitor)]
+    tasks = [int(task) for each in family for task in os.listdir(f"/proc/{each}/task")]
+    assert {os.sched_getscheduler(task) for task in tasks} == {os.SCHED_OTHER}
+    # The tests themselves may run nicely, and so may all that they start.
+    niceness = {os.getpriority(os.PRIO_PROCESS, task) for task in tasks}
+    assert niceness <= {0, os.getpriority(os.PRIO_PROCESS, 0)}
+    check.more()
     check.finish()
 
 

@@ -12,10 +12,11 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+from migroce import urgency
 from migroce.agent import netns
 from migroce.agent.container import HOLD_SECONDS, Container, State
 from migroce.agent.context import Context, Phase
@@ -28,12 +29,20 @@ log = logging.getLogger("migroce.agent")
 TOKEN_MS = 200
 """How long a stop waits at most for peers that have not acknowledged their token yet."""
 
+
 EventSink = Callable[[dict[str, Any]], None]
+
+
+@contextlib.asynccontextmanager
+async def hurry() -> AsyncIterator[None]:
+    """What a container that stands still waits for is done before others' work."""
+    with urgency.moment():
+        yield
 
 
 async def stop(c: Container, dump_dir: Path, seconds: float, event: EventSink) -> dict[str, Any]:
     """Stop every context, write the dumps, stand in. AgentError: all are running again."""
-    async with c.lock:
+    async with c.lock, hurry():
         if c.implicit:
             raise AgentError("processes outside containers cannot be stopped", "EINVAL")
         if c.state is not State.RUNNING:
@@ -150,7 +159,7 @@ async def _undo_stop(c: Container) -> None:
 
 async def prepare(c: Container, path: str | None, gid: bytes, dumps: list[str]) -> dict[str, Any]:
     """Get ready to become the destination: checks dumps and slots, opens nothing yet. AgentError."""
-    async with c.lock:
+    async with c.lock, hurry():
         contexts = [_context_of(name) for name in dumps]
         if len({ctx.slot for ctx in contexts}) != len(contexts):
             raise AgentError("two dumps are for the same slot", "EINVAL")
@@ -178,7 +187,7 @@ def _context_of(name: str) -> Context:
 
 async def resume(c: Container, seconds: float, event: EventSink) -> dict[str, Any]:
     """Let the stopped processes go on. AgentError ETIMEDOUT names those that did not come."""
-    async with c.lock:
+    async with c.lock, hurry():
         loop = asyncio.get_running_loop()
         start = loop.time()
         if c.state in (State.STOPPED, State.PREPARED):

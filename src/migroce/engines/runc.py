@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from migroce import criu
+from migroce import criu, urgency
 from migroce.engines.context import NodeContext
 from migroce.errors import EngineError
 
@@ -58,9 +58,10 @@ class Runc:
 
     def run(self, *args: str, step: str, env: dict[str, str] | None = None) -> str:
         """Run it to its end; its output. Raises EngineError with the runtime's own last words."""
+        argv = urgency.command(self.argv(*args), real_time=step == "dump")
         try:
             done = subprocess.run(
-                self.argv(*args), env=env or self.env, stdin=subprocess.DEVNULL, capture_output=True,
+                argv, env=env or self.env, stdin=subprocess.DEVNULL, capture_output=True,
                 text=True, errors="replace", timeout=LIMIT, check=False, start_new_session=True,
             )  # fmt: skip
         except FileNotFoundError as exc:
@@ -110,11 +111,12 @@ class Runc:
         with (bundle / "monitor.log").open("ab") as log:
             try:
                 started = subprocess.Popen(
-                    ["/bin/sh", "-c", _MONITOR, "migroce-monitor", *argv], env=env, cwd="/",
+                    urgency.command(["/bin/sh", "-c", _MONITOR, "migroce-monitor", *argv]), env=env, cwd="/",
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 )  # fmt: skip
             except OSError as exc:
                 raise EngineError("run", f"the monitor of {bundle.name} cannot be started: {exc}") from exc
+        urgency.boost(started.pid)
         (bundle / "monitor.pid").write_text(f"{started.pid}\n")
         return started
 

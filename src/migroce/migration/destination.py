@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from migroce import criu
+from migroce import criu, urgency
 from migroce.engines import bundle as bundles
 from migroce.engines import mounts, network, runc
 from migroce.engines.context import NodeContext, read_json, write_json
@@ -191,6 +191,7 @@ class DestinationSide:
 
     def _receive(self, sock: socket.socket) -> None:
         future: Future[int] | None = None
+        urgency.join()
         try:
             with sock, streams.reader(sock) as stream:
                 header = json.loads(stream.readline())
@@ -256,6 +257,8 @@ class DestinationSide:
                 network.add_neighbours(netns, [network.Neighbour(**raw) for raw in neighbours])
         try:
             pid = runc.wait_started(self.bundle, monitor, "restore")
+            for each in (monitor.pid, *urgency.children(monitor.pid)):
+                urgency.calm(each)  # they stay as long as the container does, whose processes have their own
         except EngineError as exc:
             log = self.where / "restore.log"
             reason = runc.criu_reason(log) or exc.reason

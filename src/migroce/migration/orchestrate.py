@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from migroce import urgency
 from migroce.engines.oci import stat_fields
 from migroce.errors import MigrationError, MigroceError, NodeError
 from migroce.migration import connections, faults, streams
@@ -120,6 +121,7 @@ class Migration:
         self._opened = False
         self._device = False
         self._stopping = False
+        self._urgent = False
         self._send_image = False
         self._resuming: Future[Any] | None = None
 
@@ -142,6 +144,8 @@ class Migration:
             self._finish(exc)
             if not isinstance(exc, Exception):
                 raise
+        finally:
+            self._calm()
         self.report.total = (time.monotonic() - started) * 1000
         return self.report
 
@@ -152,6 +156,8 @@ class Migration:
         with self._phase("prepare", f"{about['memory'] >> 20} MiB in memory"):
             self._prepare(about)
         note = self._note
+        urgency.begin()
+        self._urgent = True
         stopped = time.monotonic()
         with self._phase("stop", note=note):
             if self._device:
@@ -181,6 +187,7 @@ class Migration:
         with self._phase("resume", note=note):
             self._resume()
         report.blackout = (time.monotonic() - stopped) * 1000
+        self._calm()
         with self._phase("commit", note=note):
             self._settle()
             destination("commit")
@@ -197,6 +204,11 @@ class Migration:
             again = connections.compare(before, after)
             report.retransmissions = sum(each.sent_again for each in again)
             report.qps_again = [dataclasses.asdict(each) for each in again]
+
+    def _calm(self) -> None:
+        if self._urgent:
+            self._urgent = False
+            urgency.end()
 
     def _note(self, phase: str) -> None:
         self._source("note", phase=phase)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from migroce import __version__
+from migroce import __version__, urgency
 from migroce.engines import context
 from migroce.engines.context import NodeContext
 from migroce.engines.docker import DockerEngine
@@ -49,6 +49,7 @@ class Worker:
         self._out_lock = threading.Lock()
         self._sources: dict[str, SourceSide] = {}
         self._destinations: dict[str, DestinationSide] = {}
+        self._urgent: set[str] = set()
         self._running: set[threading.Thread] = set()
         self._ops: dict[str, Callable[..., Any]] = {
             "ping": dict,
@@ -103,6 +104,7 @@ class Worker:
                 pass  # nobody listens any more; the input ends too
 
     def _do(self, message: dict[str, Any]) -> None:
+        urgency.join()
         try:
             value = self._ops[message["op"]](**message["args"])
             answer = {"id": message["id"], "ok": True, "value": value}
@@ -194,7 +196,8 @@ class Worker:
             side = self._sources[migration] = kind(self.ctx, migration, container)
         if method == "open":
             args = {"record": Record(**args)}
-        return getattr(side, method)(**args)
+        with self._hurry(migration, method):
+            return getattr(side, method)(**args)
 
     def _destination(
         self, migration: str, container: str, method: str, args: dict[str, Any], engine: str = "oci"
@@ -203,10 +206,30 @@ class Worker:
         if side is None:
             kind = DockerDestination if engine == "docker" else DestinationSide
             side = self._destinations[migration] = kind(self.ctx, migration, container)
-        return getattr(side, method)(**args)
+        with self._hurry(migration, method):
+            return getattr(side, method)(**args)
+
+    @contextlib.contextmanager
+    def _hurry(self, migration: str, method: str) -> Iterator[None]:
+        """Before others from what makes a container stand still until it runs again, here or elsewhere."""
+        if method in ("stop", "dump", "prepare_rdma", "restore") and migration not in self._urgent:
+            self._urgent.add(migration)
+            urgency.begin()
+        if method in ("commit", "retire"):
+            self._calm(migration)
+        yield
+        if method == "undo":
+            self._calm(migration)
+
+    def _calm(self, migration: str) -> None:
+        if migration in self._urgent:
+            self._urgent.remove(migration)
+            urgency.end()
 
     def _abandoned(self) -> None:
         """See to what was in the middle: start a recovery for each journal that is open here."""
+        for migration in list(self._urgent):
+            self._calm(migration)
         for coming in self._destinations.values():
             with contextlib.suppress(Exception):
                 coming.abandoned()
