@@ -155,7 +155,7 @@ static enum mg_tx_result qp_tx(struct mg_qp *qp, mg_time now, unsigned flags, bo
 	if (mg_mig_tx(qp, p))
 		return MG_TX_PACKET;
 	if (mg_qp_unacked(qp))
-		return mg_unack_tx(qp, p);
+		return mg_unack_tx(qp, now, p);
 	resp = mg_resp_tx(qp, flags, p);
 	if (resp == MG_TX_PACKET)
 		return resp;
@@ -258,6 +258,8 @@ static void rx_connected(struct mg_qp *qp, mg_time now, const struct mg_rx *meta
 	if (!(h->mask & MG_P_REQUEST)) {
 		if (qp->type != IBV_QPT_UC)
 			mg_comp_rx(qp, now, h);
+		else if (h->capable)
+			mg_unack_heard(qp, h->psn);
 	} else if (qp->type == IBV_QPT_UC) {
 		mg_uc_rx(qp, h);
 	} else if (qp->type != IBV_QPT_XRC_SEND) {

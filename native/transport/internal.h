@@ -228,6 +228,8 @@ struct mg_requester {
 	uint64_t snd;		  /* next to transmit */
 	uint64_t max;		  /* one past the highest ever transmitted */
 	uint64_t end;		  /* next to assign to a posted request */
+	uint64_t heard;		  /* UC: the peer has seen all below, or we do not wait for it */
+	mg_time stall_until;	  /* UC: too far ahead of the peer, until it tells or this time; 0: not */
 	uint32_t head, cur, tail; /* free-running WQE indices: oldest, holding snd, next free */
 	struct mg_window win;
 	uint64_t *reads; /* ring: extended PSN one past each outstanding READ or atomic request */
@@ -463,7 +465,10 @@ uint64_t mg_req_soft_base(const struct mg_qp *qp);   /* ns until the first soft 
 void mg_req_restart(struct mg_qp *qp, mg_time now);  /* go back with fresh retry counters and timers */
 
 /* unack.c: UC and UD */
-enum mg_tx_result mg_unack_tx(struct mg_qp *qp, struct mg_pkt *p);
+enum mg_tx_result mg_unack_tx(struct mg_qp *qp, mg_time now, struct mg_pkt *p);
+void mg_unack_heard(struct mg_qp *qp, uint32_t psn); /* the peer has seen all up to there */
+void mg_unack_timer(struct mg_qp *qp, mg_time now);
+void mg_unack_resume(struct mg_qp *qp);
 void mg_qp_sqe(struct mg_qp *qp); /* to SQE: what is to be sent is flushed */
 
 /* uc.c, ud.c */

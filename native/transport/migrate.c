@@ -122,7 +122,9 @@ void mg_mig_resume(struct mg_qp *qp, mg_time now)
 	} else {
 		announce(qp, now);
 	}
-	if (!mg_qp_unacked(qp)) {
+	if (mg_qp_unacked(qp)) {
+		mg_unack_resume(qp);
+	} else {
 		/* Whatever was on its way is lost; the peer asks again. READ answers start from that. */
 		r->nak = 0;
 		r->nak_sent = false;

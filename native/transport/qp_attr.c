@@ -199,7 +199,8 @@ int mg_qp_apply_attr(struct mg_qp *qp, const struct ibv_qp_attr *a, int mask)
 	if (mask & IBV_QP_SQ_PSN) {
 		q->sq_psn = a->sq_psn & MG_PSN_MASK;
 		/* Far from zero, so that extending a PSN just below the first never wraps. */
-		qp->req.una = qp->req.snd = qp->req.max = qp->req.end = (1ull << 32) + q->sq_psn;
+		qp->req.una = qp->req.snd = qp->req.max = qp->req.end = qp->req.heard =
+			(1ull << 32) + q->sq_psn;
 	}
 	if (mask & IBV_QP_MIN_RNR_TIMER)
 		q->min_rnr_timer = a->min_rnr_timer;

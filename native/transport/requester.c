@@ -298,6 +298,8 @@ mg_time mg_req_deadline(const struct mg_qp *qp)
 
 	if (!mg_qp_sends(qp) || qp->mig.paused || qp->mig.resuming)
 		return MG_NEVER;
+	if (r->stall_until)
+		return r->stall_until;
 	if (r->rnr_until)
 		return r->rnr_until;
 	if (!r->ack_since)
@@ -314,6 +316,10 @@ void mg_req_timer(struct mg_qp *qp, mg_time now)
 
 	if (qp->mig.paused || qp->mig.resuming)
 		return;
+	if (mg_qp_unacked(qp)) {
+		mg_unack_timer(qp, now);
+		return;
+	}
 	if (r->rnr_until) {
 		if (now < r->rnr_until)
 			return;

@@ -14,6 +14,7 @@
  * and a message must not arrive twice. Further behind, the peer has begun anew.
  */
 #define STALE 65536
+#define REPORT_EVERY 64 /* packets */
 
 static void drop(struct mg_qp *qp)
 {
@@ -131,4 +132,10 @@ void mg_uc_rx(struct mg_qp *qp, const struct mg_hdrs *h)
 	if (r->opcode == MG_RESP_IDLE)
 		r->msn = (r->msn + 1) & MG_PSN_MASK;
 	mg_resp_comm_est(qp);
+	/* A peer that knows the extension keeps step with us: the announcement tells how far we are. */
+	if (qp->mig.peer_capable && ++r->ack_count >= REPORT_EVERY) {
+		r->ack_count = 0;
+		qp->mig.send_announce = true;
+		mg_qp_ready(qp);
+	}
 }

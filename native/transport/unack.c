@@ -3,10 +3,17 @@
  * unack.c - the requester of the unacknowledged services, UC and UD.
  *
  * A request is complete when its last packet has been handed out (IBA 9.8.4, 9.8.5): nothing is
- * kept, nothing is sent twice, no window holds it back but the socket's own. An error in a request
- * ends sending, not receiving: the send queue error state (IBA 10.3.1.6).
+ * kept, nothing is sent twice. An error in a request ends sending, not receiving: the send queue error
+ * state (IBA 10.3.1.6).
+ *
+ * What holds it back is the socket. Where that does not, because the peer's process is behind the same
+ * kernel, a UC peer that knows the extension tells now and then how far it is, and we do not run far
+ * ahead of it: its socket's buffer would overflow. Silence delays us a little, never for long.
  */
 #include "transport/internal.h"
+
+#define AHEAD 1024u	       /* packets */
+#define STALL_MAX (20 * MG_MS) /* without a word, for so many packets each */
 
 static int build_ud(struct mg_qp *qp, struct mg_swqe *w, struct mg_pkt *p)
 {
@@ -38,7 +45,46 @@ static int build_ud(struct mg_qp *qp, struct mg_swqe *w, struct mg_pkt *p)
 	return IBV_WC_SUCCESS;
 }
 
-enum mg_tx_result mg_unack_tx(struct mg_qp *qp, struct mg_pkt *p)
+/* True: the peer shall catch up first. */
+static bool stalled(struct mg_qp *qp, mg_time now)
+{
+	struct mg_requester *r = &qp->req;
+
+	if (qp->type != IBV_QPT_UC || !qp->mig.peer_capable || r->snd - r->heard < AHEAD)
+		return false;
+	if (!r->stall_until) {
+		r->stall_until = now + STALL_MAX;
+		mg_qp_deadline(qp);
+	}
+	return true;
+}
+
+void mg_unack_heard(struct mg_qp *qp, uint32_t psn)
+{
+	struct mg_requester *r = &qp->req;
+	uint64_t to = mg_psn_extend(r->snd, psn) + 1;
+
+	if (to <= r->heard || to > r->snd)
+		return;
+	r->heard = to;
+	r->stall_until = 0;
+	mg_qp_ready(qp);
+}
+
+void mg_unack_timer(struct mg_qp *qp, mg_time now)
+{
+	if (qp->req.stall_until && now >= qp->req.stall_until)
+		mg_unack_resume(qp);
+}
+
+void mg_unack_resume(struct mg_qp *qp)
+{
+	qp->req.heard = qp->req.snd;
+	qp->req.stall_until = 0;
+	mg_qp_ready(qp);
+}
+
+enum mg_tx_result mg_unack_tx(struct mg_qp *qp, mg_time now, struct mg_pkt *p)
 {
 	struct mg_requester *r = &qp->req;
 	bool sent = false;
@@ -51,6 +97,8 @@ enum mg_tx_result mg_unack_tx(struct mg_qp *qp, struct mg_pkt *p)
 		if (mg_wr_is_local(w->opcode))
 			return MG_TX_NONE;
 		if (!mg_qp_sends(qp) || qp->mig.resuming || (qp->state == IBV_QPS_SQD && r->snd == w->psn))
+			return MG_TX_NONE;
+		if (stalled(qp, now))
 			return MG_TX_NONE;
 		/* Longer than the port's MTU: no packet, and no error either (IBA C10-93.1.1). */
 		sent = qp->type != IBV_QPT_UD || w->length <= qp->mtu;

@@ -257,6 +257,30 @@ def test_the_standin_answers_uc_requests_with_nothing() -> None:
         p.echo()
 
 
+def test_the_sender_keeps_step_with_a_peer_that_tells() -> None:
+    """It does not run more than 1024 packets ahead, so that a slow peer's socket does not overflow."""
+    with Uc(mtu=256, arena=1 << 22, link=Link(delay=500 * US)) as p:
+        p.b.recvs(12, 65536)
+        before = p.stats().sent
+        for i in range(12):
+            p.a.send(i, b"k" * 65536)
+        p.go(400 * US)
+        assert p.stats().sent - before == 1024
+        p.go(100 * MS)
+        assert p.a.done() == p.b.done() == [(i, 0) for i in range(12)]
+
+
+def test_a_peer_that_falls_silent_delays_the_sender_only_a_little() -> None:
+    """Without a word from it (it is stopped, it receives nothing, its reports are lost) sending goes on."""
+    with Uc(mtu=256, arena=1 << 22) as p:
+        p.b.recvs(12, 65536)
+        p.rule(Action.DROP, 17, src=p.b.engine.index)
+        for i in range(12):
+            p.a.send(i, b"s" * 65536)
+        p.go(45 * MS)  # three times 1024 packets, 20 ms each
+        assert p.a.done() == p.b.done() == [(i, 0) for i in range(12)]
+
+
 def test_both_move_at_once_to_other_addresses() -> None:
     """Each RESUME finds the other's stand-in at the old address first, which points on."""
     with Uc() as p:
