@@ -289,7 +289,7 @@ def ensure(
         loads = [pool.submit(_load, ctx, docker, saved) for ctx in contexts.values() if saved is not None]
         _swarm(contexts, docker, underlay)
         manager = next(iter(contexts.values()))
-        if not call(manager, docker, "network", "ls", "-q", "--filter", f"name=^{NETWORK}$"):
+        if not call(manager, docker, "network", "inspect", "-f", "{{.Id}}", NETWORK, check=False):
             call(
                 manager, docker, "network", "create", "-d", "overlay", "--attachable", "--subnet", subnet,
                 "--ip-range", _upper_half(subnet), "-o", f"com.docker.network.driver.mtu={mtu}", NETWORK,
