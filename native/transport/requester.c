@@ -257,7 +257,8 @@ enum mg_tx_result mg_req_tx(struct mg_qp *qp, mg_time now, unsigned flags, struc
 	bool ackreq;
 	int status = IBV_WC_SUCCESS;
 
-	mg_req_run_local(qp);
+	if (r->cur != r->tail && mg_wr_is_local(mg_sq_at(qp, r->cur)->opcode))
+		mg_req_run_local(qp);
 	if (r->snd == r->end)
 		return MG_TX_NONE;
 	w = mg_sq_at(qp, r->cur);

@@ -12,6 +12,7 @@ from migroce.wire import Op
 
 from .pair import Pair
 from .records import MS, Action, S, Sge, VerbsError, Wr
+from .test_uc import Uc
 from .verbs import ALL_ACCESS, Access, Event, QpState, SendFlag, WcFlag, WcOpcode, WcStatus, WrOpcode
 from .windows import OPEN, bind, invalidate
 from .world import Mw
@@ -394,6 +395,28 @@ def test_windows_hold_their_pd_and_a_window_that_goes_lets_its_region_go() -> No
         assert w.lib.mgs_pd_free(w.ptr, pd) == 0
         with pytest.raises(VerbsError, match="EINVAL"):
             w.b.engine.mw(w.b.pd, 3)
+
+
+# ---- the unreliable connection ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_an_unreliable_connection_uses_windows_too(kind: int) -> None:
+    with Uc() as w:
+        at = w.b.put(bytes(64))
+        mw = _bound(w, at, kind)
+        w.a.post(1, WRITE, [w.a.put(b"inside")], remote_addr=at.addr + 58, rkey=mw.rkey)
+        w.a.post(2, WRITE, [w.a.put(b"across")], remote_addr=at.addr + 59, rkey=mw.rkey)
+        w.go()
+        assert w.a.done() == [(1, 0), (2, 0)], "a UC request is done when it is sent"
+        assert w.b.get(at) == bytes(58) + b"inside"
+        if kind == 2:
+            w.b.qp.post_send(invalidate(3, mw.rkey))
+            w.go()
+            assert w.b.done() == [(3, 0)]
+            w.a.post(3, WRITE, [w.a.put(b"closed")], remote_addr=at.addr, rkey=mw.rkey)
+            w.go()
+            assert w.b.get(at) == bytes(58) + b"inside"
 
 
 # ---- moves --------------------------------------------------------------------------------------
