@@ -38,6 +38,8 @@ enum mg_family { MG_V4, MG_V6, MG_FAMILIES };
 #define MG_TIMER_LATE_NS 50000000u
 /* An application that only posts looks at the sockets, too, when nobody has for this long. */
 #define MG_UNSEEN_NS 100000u
+/* A post that sends so much is of bulk data. */
+#define MG_BULK_BYTES 32768u
 /* Polls that follow each other this closely spin; so many of them in vain are a wait, not a race. */
 #define MG_SPIN_GAP_NS 20000u
 #define MG_SPIN_POLLS 256u
@@ -82,6 +84,7 @@ struct mg_net {
 	unsigned idle_polls;  /* since the quiet socket was last looked at */
 	mg_time lazy_since;   /* 0: nothing is held back */
 	mg_time looked;	      /* when the sockets were last looked at */
+	mg_time bulk;	      /* when bulk data was last posted */
 
 	/* mg_net_relax, about one thread that spins; two of them disturb each other and just go on. */
 	_Atomic pthread_t spinner;

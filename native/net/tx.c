@@ -405,12 +405,32 @@ void mg_net_send(struct mg_device *dev, mg_time now, unsigned tx_flags)
 		net->lazy_since = now;
 }
 
+/*
+ * Who posts bulk data, one piece after the other, is in here all the time and looks at the sockets
+ * itself: as good as polling, and the progress thread would only be in the way. Not who has armed a
+ * CQ, to sleep after posting.
+ */
+static void note_bulk(struct mg_device *dev, mg_time now, uint64_t bytes)
+{
+	mg_time last = dev->net->bulk;
+
+	if (bytes < MG_BULK_BYTES)
+		return;
+	dev->net->bulk = now;
+	if (now - last < MG_POLLING_NS && atomic_load_explicit(&dev->last_poll, memory_order_relaxed))
+		mg_note_poll(dev, now);
+}
+
 void mg_net_flush(struct mg_device *dev, unsigned tx_flags)
 {
 	mg_time now = mg_now();
 
+	uint64_t before;
+
 	if (now - dev->net->looked > MG_UNSEEN_NS && mg_net_open(dev->net))
 		mg_net_receive(dev, now);
+	before = mg_counter_get(dev->engine, MG_CNT_TX_BYTES);
 	mg_net_send(dev, now, tx_flags);
+	note_bulk(dev, now, mg_counter_get(dev->engine, MG_CNT_TX_BYTES) - before);
 	mg_progress_check(dev, now);
 }

@@ -275,6 +275,32 @@ static void run(enum ibv_wr_opcode op, uint32_t n_send, uint32_t n_recv, size_t 
 	printf("done %u %u %llu\n", send_done, recv_done, (unsigned long long)(mg_now() - begun));
 }
 
+/* `n` WRITEs of `size` bytes in a row, after a poll or as who is about to sleep: is that polling? */
+static void cmd_bulk(uint32_t n, size_t size, bool sleepy)
+{
+	mg_time before;
+
+	mg_device_lock(t.dev);
+	mg_net_poll(t.dev);
+	if (sleepy)
+		mg_note_sleep(t.dev);
+	before = t.dev->last_poll;
+	for (uint32_t i = 0; i < n; i++)
+		post_send(IBV_WR_RDMA_WRITE, i, size, i * size);
+	printf("counts %d\n", t.dev->last_poll != before);
+	mg_device_unlock(t.dev);
+	fflush(stdout);
+	for (uint32_t done = 0; done < n;) {
+		struct ibv_wc wc[16];
+
+		mg_device_lock(t.dev);
+		mg_net_poll(t.dev);
+		done += (uint32_t)mg_cq_poll(t.cq, 16, wc);
+		mg_device_unlock(t.dev);
+	}
+	printf("done\n");
+}
+
 static void *spin(void *arg)
 {
 	(void)arg;
@@ -435,6 +461,8 @@ int main(void)
 			printf("same\n");
 		} else if (!strcmp(cmd, "event"))
 			cmd_event(line + at);
+		else if (!strcmp(cmd, "bulk")) /* count size sleepy */
+			cmd_bulk(a, b, c);
 		else if (!strcmp(cmd, "spin"))
 			cmd_spin(a);
 		else if (!strcmp(cmd, "counters"))

@@ -36,6 +36,17 @@ def test_one_sided_requests_are_served_while_the_application_does_nothing(duo: t
     assert a("check 60000") == ["same"]
 
 
+@pytest.mark.parametrize(("size", "sleepy", "counts"), [(65536, 0, 1), (1000, 0, 0), (65536, 1, 0)],
+                         ids=["bulk", "small messages", "before a sleep"])
+def test_posting_bulk_data_counts_as_polling(
+    duo: tuple[Tool, Tool], size: int, sleepy: int, counts: int
+) -> None:
+    """The progress thread keeps out of the way of who is in the library all the time anyhow."""
+    a, _ = duo
+    assert a(f"bulk 100 {size} {sleepy}") == ["counts", str(counts)]
+    assert a.answer() == ["done"]
+
+
 def test_a_completion_event_comes_without_polling(duo: tuple[Tool, Tool]) -> None:
     a, b = duo
     assert b("event 100") == ["armed"]
