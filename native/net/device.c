@@ -4,7 +4,9 @@
  */
 #include "net/net.h"
 
+#include "cm/cm.h"
 #include "control/control.h"
+#include "transport/gsi.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -21,6 +23,7 @@ static struct {
 	pthread_once_t once;
 	struct mg_device *dev;
 	struct mg_device_hooks hooks;
+	mg_cm_event_hook *cm_hook;
 	bool said; /* why there is no device */
 } the = {.lock = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
 
@@ -81,6 +84,66 @@ static const struct mg_ops engine_ops = {
 void mg_device_set_hooks(const struct mg_device_hooks *hooks)
 {
 	the.hooks = *hooks;
+}
+
+void mg_device_set_cm_hook(mg_cm_event_hook *hook)
+{
+	the.cm_hook = hook;
+}
+
+/* ---- the connection manager, on QP 1 ---------------------------------------------------------- */
+
+static void gsi_rx(void *arg, mg_time now, const struct mg_rx *meta, const uint8_t *mad)
+{
+	struct mg_device *dev = arg;
+
+	mg_cm_rx(dev->cm, now, &meta->src, &meta->dst, meta->tclass, mad);
+}
+
+static void gsi_timer(void *arg, mg_time now)
+{
+	mg_cm_timer(((struct mg_device *)arg)->cm, now);
+}
+
+static void gsi_resumed(void *arg, mg_time now, const struct mg_addr *addr)
+{
+	(void)addr; /* connections keep the address they were made with */
+	mg_cm_resumed(((struct mg_device *)arg)->cm, now);
+}
+
+static const struct mg_gsi_user gsi_user = {.rx = gsi_rx, .timer = gsi_timer, .resumed = gsi_resumed};
+
+static void cm_send(void *arg, const struct mg_addr *src, const struct mg_addr *dst, uint8_t tclass,
+		    const uint8_t *mad)
+{
+	/* No room is a loss like any other: it will be repeated. */
+	mg_gsi_send(((struct mg_device *)arg)->engine, src, dst, tclass, mad);
+}
+
+static bool cm_event(void *arg, struct mg_cm_conn *conn, enum mg_cm_event ev, const struct mg_cm_msg *m)
+{
+	return the.cm_hook && the.cm_hook(arg, conn, (int)ev, m);
+}
+
+static void cm_wake(void *arg, mg_time at)
+{
+	mg_gsi_wake(((struct mg_device *)arg)->engine, at);
+}
+
+static const struct mg_cm_ops cm_ops = {
+	.random = op_random, .send = cm_send, .event = cm_event, .wake = cm_wake};
+
+static int open_cm(struct mg_device *dev, const struct mg_config *cfg)
+{
+	/* The slot is what a QPN of ours begins with, and a communication id, too. */
+	bool slotted = cfg->qpn_count <= MG_QPN_MASK;
+
+	dev->cm = mg_cm_create(&cm_ops, dev, cfg->slot << 26, slotted ? 6 : 0);
+	if (!dev->cm)
+		return ENOMEM;
+	dev->cm_slot = cfg->slot;
+	mg_gsi_attach(dev->engine, &gsi_user, dev);
+	return 0;
 }
 
 /* ---- fork ------------------------------------------------------------------------------------ */
@@ -227,6 +290,7 @@ static void close_device(struct mg_device *dev)
 	mg_control_free(dev->control);
 	if (dev->engine)
 		mg_engine_destroy(dev->engine);
+	mg_cm_free(dev->cm);
 	if (dev->wake_fd >= 0)
 		close(dev->wake_fd);
 	pthread_mutex_destroy(&dev->lock);
@@ -261,7 +325,9 @@ static int open_device(struct mg_device *dev)
 		goto said;
 	}
 	mg_net_gids(dev);
-	ret = mg_progress_start(dev);
+	ret = open_cm(dev, &cfg);
+	if (!ret)
+		ret = mg_progress_start(dev);
 	if (!ret)
 		return 0;
 said:
@@ -323,6 +389,7 @@ void mg_device_put(struct mg_device *dev)
 	pthread_mutex_unlock(&the.lock);
 	/* The last acknowledgements, that a peer may be waiting for. */
 	mg_device_lock(dev);
+	mg_cm_farewell(dev->cm, mg_now());
 	mg_net_flush(dev, 0);
 	mg_device_unlock(dev);
 	mg_progress_stop(dev);
@@ -357,6 +424,7 @@ __attribute__((destructor)) static void at_exit(void)
 
 	if (!dev || pthread_mutex_trylock(&dev->lock))
 		return;
+	mg_cm_farewell(dev->cm, mg_now());
 	mg_net_flush(dev, 0);
 	say_counters(dev);
 	pthread_mutex_unlock(&dev->lock);

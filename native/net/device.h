@@ -17,6 +17,9 @@
 
 struct mg_net;	   /* net/udp.c: sockets, GSO/GRO, batches */
 struct mg_control; /* control/: link to the agent */
+struct mg_cm;	   /* cm/: the connection manager */
+struct mg_cm_conn;
+struct mg_cm_msg;
 
 /* What the verbs layer shows about the port; filled by net/addr.c at open and at resume. */
 struct mg_port {
@@ -36,6 +39,8 @@ struct mg_device {
 	struct mg_engine *engine;
 	struct mg_net *net;
 	struct mg_control *control; /* NULL: no agent, the process stands alone */
+	struct mg_cm *cm;
+	uint32_t cm_slot; /* ours behind the address, 0 without an agent */
 	struct mg_port port;
 	unsigned refs;
 	_Atomic uint64_t last_poll; /* ns: when the application last polled; the thread keeps away */
@@ -53,6 +58,10 @@ struct mg_device_hooks {
 			    void *object); /* lock held; object: mg_qp, mg_cq or NULL */
 };
 void mg_device_set_hooks(const struct mg_device_hooks *hooks);
+/* The same for the connection manager's events (mg_cm_ops.event; `event` is an mg_cm_event). Lock held. */
+typedef bool mg_cm_event_hook(struct mg_device *dev, struct mg_cm_conn *conn, int event,
+			      const struct mg_cm_msg *m);
+void mg_device_set_cm_hook(mg_cm_event_hook *hook);
 
 /*
  * Whether a device can be offered at all, without opening anything (for ibv_get_device_list):

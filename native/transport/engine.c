@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* engine.c - the device object: who gets a packet, who may send one, whose timer is due. */
+#include "transport/gsi.h"
 #include "transport/internal.h"
 
 #include <errno.h>
@@ -52,6 +53,7 @@ struct mg_engine *mg_engine_create(const struct mg_config *cfg, const struct mg_
 	e->held.prev = e->held.next = &e->held;
 	e->gid[MG_GID_MAIN] = cfg->addr;
 	e->n_gid = MG_GID_MAIN + 1;
+	e->gsi.wake = MG_NEVER;
 	return e;
 }
 
@@ -88,6 +90,7 @@ void mg_engine_destroy(struct mg_engine *e)
 	mg_idtab_free(&e->mws);
 	mg_idtab_free(&e->cqs);
 	mg_idtab_free(&e->pds);
+	mg_gsi_free(e);
 	free(e->heap);
 	free(e);
 }
@@ -172,6 +175,7 @@ size_t mg_tx(struct mg_engine *e, mg_time now, unsigned flags, struct mg_pkt *ou
 	if (!(flags & MG_TX_LAZY))
 		while (e->held.next != &e->held)
 			append(&e->ready, take(&e->held), false);
+	n = mg_gsi_tx(e, out, max);
 	while (n < max && e->ready.next != &e->ready) {
 		struct mg_qp *qp = take(&e->ready);
 		enum mg_tx_result res = MG_TX_PACKET;
@@ -216,7 +220,7 @@ void mg_tx_fault(struct mg_engine *e, const struct mg_pkt *pkt)
 
 bool mg_tx_pending(const struct mg_engine *e)
 {
-	return !e->stopped && (e->ready.next != &e->ready || e->held.next != &e->held);
+	return !e->stopped && (e->ready.next != &e->ready || e->held.next != &e->held || e->gsi.first);
 }
 
 /* ---- receiving ------------------------------------------------------------------------------------ */
@@ -278,6 +282,10 @@ void mg_rx(struct mg_engine *e, mg_time now, const struct mg_rx *meta, const uin
 		e->counters[MG_CNT_RX_MALFORMED]++;
 		return;
 	}
+	if (h.dest_qpn == MG_GSI_QPN) {
+		mg_gsi_rx(e, now, meta, &h);
+		return;
+	}
 	if (h.dest_qpn == MG_QPN_MULTICAST && (h.opcode & MG_SVC_MASK) == MG_SVC_UD && pkey_ok(&h)) {
 		mg_mcast_rx(e, meta, &h);
 		return;
@@ -309,7 +317,9 @@ void mg_rx(struct mg_engine *e, mg_time now, const struct mg_rx *meta, const uin
 
 mg_time mg_deadline(const struct mg_engine *e)
 {
-	return e->stopped || !e->heap_len ? MG_NEVER : e->heap[0]->timer;
+	mg_time at = e->heap_len ? e->heap[0]->timer : MG_NEVER;
+
+	return e->stopped ? MG_NEVER : at < e->gsi.wake ? at : e->gsi.wake;
 }
 
 void mg_timer(struct mg_engine *e, mg_time now)
@@ -320,6 +330,8 @@ void mg_timer(struct mg_engine *e, mg_time now)
 		mg_heap_remove(qp);
 		mg_qp_timer(qp, now);
 	}
+	if (!e->stopped)
+		mg_gsi_timer(e, now);
 }
 
 /* ---- stop and resume ---------------------------------------------------------------------------------- */
@@ -358,4 +370,5 @@ void mg_resume(struct mg_engine *e, mg_time now, const struct mg_addr *addr)
 	mg_gids_resume(e);
 	for (uint32_t it = 0; (qp = mg_idtab_next(&e->qps, &it));)
 		mg_mig_resume(qp, now);
+	mg_gsi_resume(e, now);
 }

@@ -308,6 +308,15 @@ struct mg_qp {
 	uint64_t tx_packets, rx_packets, tx_bytes, rx_bytes, retransmits, duplicates, send_done, recv_done;
 };
 
+/* QP 1 (gsi.c) */
+struct mg_gsi {
+	const struct mg_gsi_user *user;
+	void *arg;
+	struct mg_gsi_mad *first, *last; /* waiting for mg_tx */
+	uint32_t queued, psn;
+	mg_time wake;
+};
+
 struct mg_engine {
 	struct mg_config cfg;
 	const struct mg_ops *ops;
@@ -327,6 +336,7 @@ struct mg_engine {
 	struct mg_qp **heap;
 	uint32_t heap_len, heap_cap;
 	struct mg_mr *mr_last; /* the one looked up last */
+	struct mg_gsi gsi;
 	bool stopped;
 	uint32_t epoch;
 	uint64_t counters[MG_CNT_MAX];
@@ -530,6 +540,14 @@ void mg_resp_flush(struct mg_qp *qp);
 void mg_resp_reset(struct mg_qp *qp);
 int mg_resp_resources(struct mg_qp *qp, uint32_t n);
 void mg_resp_comm_est(struct mg_qp *qp); /* a packet was accepted: IBV_EVENT_COMM_EST, once, in RTR */
+
+/* gsi.c */
+struct mg_gsi_user;
+size_t mg_gsi_tx(struct mg_engine *e, struct mg_pkt *out, size_t max);
+void mg_gsi_rx(struct mg_engine *e, mg_time now, const struct mg_rx *meta, const struct mg_hdrs *h);
+void mg_gsi_timer(struct mg_engine *e, mg_time now);
+void mg_gsi_resume(struct mg_engine *e, mg_time now);
+void mg_gsi_free(struct mg_engine *e);
 
 /* migrate.c */
 void mg_mig_connected(struct mg_qp *qp, mg_time now); /* reached RTR */

@@ -31,7 +31,7 @@ void mgv_sem_close(struct mgv_sem *s)
 	s->fd = -1;
 }
 
-static void sem_add(struct mgv_sem *s, uint64_t n)
+void mgv_sem_add(struct mgv_sem *s, uint64_t n)
 {
 	/* Cannot block: that would take 2^64 events. */
 	if (n && write(s->fd, &n, sizeof(n)) != sizeof(n))
@@ -56,7 +56,7 @@ static uint64_t sem_take_back(struct mgv_sem *s, uint64_t n)
 		if (got != sizeof(v))
 			break;
 		if (v > n - taken) { /* semaphore mode got lost (see sem_taken) */
-			sem_add(s, v - (n - taken));
+			mgv_sem_add(s, v - (n - taken));
 			v = n - taken;
 		}
 		taken += v;
@@ -69,17 +69,17 @@ static uint64_t sem_take_back(struct mgv_sem *s, uint64_t n)
  * without its semaphore flag: then it took all and gives the others back. Once the queue is
  * empty, values that withdrawn events left behind go too.
  */
-static void sem_taken(struct mgv_sem *s, uint64_t v, bool empty)
+void mgv_sem_taken(struct mgv_sem *s, uint64_t v, bool empty)
 {
 	if (v > 1)
-		sem_add(s, v - 1);
+		mgv_sem_add(s, v - 1);
 	if (empty && s->surplus) {
 		sem_take_back(s, UINT32_MAX);
 		s->surplus = 0;
 	}
 }
 
-static void sem_withdraw(struct mgv_sem *s, uint64_t n)
+void mgv_sem_withdraw(struct mgv_sem *s, uint64_t n)
 {
 	s->surplus += n - sem_take_back(s, n);
 }
@@ -99,14 +99,14 @@ static void on_cq_event(struct mg_cq *mg)
 	if (!cq->pending++)
 		mgv_list_add(&ch->cqs, &cq->ready);
 	mg_cq_note(mg, ch->ib.fd, cq->pending);
-	sem_add(&ch->sem, 1);
+	mgv_sem_add(&ch->sem, 1);
 }
 
 void mgv_channel_withdraw(struct mgv_cq *cq)
 {
 	if (!cq->pending)
 		return;
-	sem_withdraw(&mgv_channel(cq->ib.channel)->sem, cq->pending);
+	mgv_sem_withdraw(&mgv_channel(cq->ib.channel)->sem, cq->pending);
 	cq->pending = 0; /* the CQ itself may be gone */
 	mgv_list_del(&cq->ready);
 }
@@ -183,7 +183,7 @@ MGV_EXPORT int ibv_get_cq_event(struct ibv_comp_channel *channel, struct ibv_cq 
 			head->comp_delivered++;
 			mg_cq_note(head->mg, ch->ib.fd, head->pending);
 		}
-		sem_taken(&ch->sem, v, mgv_list_empty(&ch->cqs));
+		mgv_sem_taken(&ch->sem, v, mgv_list_empty(&ch->cqs));
 		mg_device_unlock(ch->dev);
 	} while (!head); /* withdrawn between the two: wait for the next one */
 	*cq = mgv_cq_ib(head);
@@ -247,7 +247,7 @@ static void async_queue(struct mgv_context *ctx, const struct ibv_async_event *e
 	a->ev = *ev;
 	a->delivered = delivered;
 	mgv_list_add(&ctx->async, &a->link);
-	sem_add(&ctx->async_sem, 1);
+	mgv_sem_add(&ctx->async_sem, 1);
 }
 
 static void on_async_event(enum ibv_event_type type, void *object)
@@ -295,7 +295,7 @@ void mgv_async_withdraw(struct mgv_context *ctx, const void *object)
 		free(a);
 		n++;
 	}
-	sem_withdraw(&ctx->async_sem, n);
+	mgv_sem_withdraw(&ctx->async_sem, n);
 }
 
 MGV_EXPORT int ibv_get_async_event(struct ibv_context *context, struct ibv_async_event *event)
@@ -318,7 +318,7 @@ MGV_EXPORT int ibv_get_async_event(struct ibv_context *context, struct ibv_async
 			if (a->delivered)
 				++*a->delivered;
 		}
-		sem_taken(&ctx->async_sem, v, mgv_list_empty(&ctx->async));
+		mgv_sem_taken(&ctx->async_sem, v, mgv_list_empty(&ctx->async));
 		mg_device_unlock(ctx->dev);
 	} while (!a);
 	*event = a->ev;

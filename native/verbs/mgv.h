@@ -330,6 +330,9 @@ struct ibv_qp *mgv_open_qp(struct ibv_context *c, struct ibv_qp_open_attr *attr)
 extern const struct mg_device_hooks mgv_hooks;
 int mgv_sem_open(struct mgv_sem *s);
 void mgv_sem_close(struct mgv_sem *s);
+void mgv_sem_add(struct mgv_sem *s, uint64_t n);
+void mgv_sem_taken(struct mgv_sem *s, uint64_t v, bool empty);
+void mgv_sem_withdraw(struct mgv_sem *s, uint64_t n);
 void mgv_channel_withdraw(struct mgv_cq *cq);			      /* its unfetched completion events */
 void mgv_async_withdraw(struct mgv_context *ctx, const void *object); /* the same for async; NULL: all */
 /* Lock not held. Wait until `*completed` (under the object's mutex) has reached `delivered`. */

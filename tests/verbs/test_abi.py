@@ -22,10 +22,10 @@ def _list() -> dict[str, str]:
     return {fields[0]: fields[1] for fields in lines if fields and fields[0] != "#"}
 
 
-def _real_library() -> Path:
-    found = sorted(Path("/usr").glob("lib*/**/libibverbs.so.1"))
+def _real_library(name: str) -> Path:
+    found = sorted(Path("/usr").glob(f"lib*/**/{name}"))
     if not found:
-        pytest.skip("libibverbs is not installed")
+        pytest.skip(f"{name} is not installed")
     return found[0]
 
 
@@ -38,9 +38,10 @@ def test_no_exported_symbol_has_a_version(library: Path) -> None:
     assert not [name for name in symbols(library) if "@" in name]
 
 
-def test_every_symbol_of_the_installed_libibverbs_is_decided_about() -> None:
-    real = {name.split("@")[0] for name in symbols(_real_library())}
-    private = ("ibv_cmd_", "IBVERBS_", "verbs_register_driver_")
+@pytest.mark.parametrize("name", ["libibverbs.so.1", "librdmacm.so.1"])
+def test_every_symbol_of_the_installed_libraries_is_decided_about(name: str) -> None:
+    real = {symbol.split("@")[0] for symbol in symbols(_real_library(name))}
+    private = ("ibv_cmd_", "IBVERBS_", "RDMACM_", "verbs_register_driver_")
     public = {name for name in real if not name.startswith(private)}
     assert public - set(_list()) == set()
 

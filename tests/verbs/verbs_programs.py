@@ -114,9 +114,9 @@ def symbols(library: Path) -> set[str]:
 
 
 def imports(binary: Path) -> set[str]:
-    """Undefined ibv_* symbols of a program or library, without their versions."""
+    """Undefined ibv_* and rdma_* symbols of a program or library, without their versions."""
     listing = subprocess.run(
         ["nm", "-D", "--undefined-only", str(binary)], check=True, capture_output=True, text=True
     ).stdout
     names: Iterable[str] = (line.split()[-1].split("@")[0] for line in listing.splitlines())
-    return {name for name in names if re.match(r"_?ibv_", name)}
+    return {name for name in names if re.match(r"_?ibv_|rdma_", name)}

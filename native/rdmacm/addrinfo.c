@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* addrinfo.c - rdma_getaddrinfo: getaddrinfo in the connection manager's terms. */
+#include "rdmacm/mgc.h"
+
+#include <netdb.h>
+#include <stdlib.h>
+
+static struct sockaddr *copy_addr(const struct sockaddr *sa, socklen_t len)
+{
+	struct sockaddr *copy = malloc(len);
+
+	if (copy)
+		memcpy(copy, sa, len);
+	return copy;
+}
+
+static void free_one(struct rdma_addrinfo *rai)
+{
+	free(rai->ai_src_addr);
+	free(rai->ai_dst_addr);
+	free(rai->ai_src_canonname);
+	free(rai->ai_dst_canonname);
+	free(rai->ai_route);
+	free(rai->ai_connect);
+	free(rai);
+}
+
+MGC_EXPORT void rdma_freeaddrinfo(struct rdma_addrinfo *res)
+{
+	MGC_FORWARD_V(rdma_freeaddrinfo, res);
+	while (res) {
+		struct rdma_addrinfo *next = res->ai_next;
+
+		free_one(res);
+		res = next;
+	}
+}
+
+static int port_space(const struct rdma_addrinfo *hints)
+{
+	if (hints && hints->ai_port_space)
+		return hints->ai_port_space;
+	return hints && hints->ai_qp_type == IBV_QPT_UD ? RDMA_PS_UDP : RDMA_PS_TCP;
+}
+
+static struct rdma_addrinfo *one(const struct addrinfo *ai, const struct rdma_addrinfo *hints)
+{
+	struct rdma_addrinfo *rai = calloc(1, sizeof(*rai));
+	char *name;
+
+	if (!rai)
+		return NULL;
+	rai->ai_flags = hints ? hints->ai_flags : 0;
+	rai->ai_family = ai->ai_family;
+	rai->ai_port_space = port_space(hints);
+	rai->ai_qp_type = hints && hints->ai_qp_type	      ? hints->ai_qp_type
+			  : rai->ai_port_space == RDMA_PS_UDP ? IBV_QPT_UD
+							      : IBV_QPT_RC;
+	name = ai->ai_canonname ? strdup(ai->ai_canonname) : NULL;
+	if (rai->ai_flags & RAI_PASSIVE) {
+		rai->ai_src_addr = copy_addr(ai->ai_addr, ai->ai_addrlen);
+		rai->ai_src_len = ai->ai_addrlen;
+		rai->ai_src_canonname = name;
+		if (!rai->ai_src_addr)
+			goto fail;
+		return rai;
+	}
+	rai->ai_dst_addr = copy_addr(ai->ai_addr, ai->ai_addrlen);
+	rai->ai_dst_len = ai->ai_addrlen;
+	rai->ai_dst_canonname = name;
+	if (!rai->ai_dst_addr)
+		goto fail;
+	if (hints && hints->ai_src_len && hints->ai_src_addr) {
+		rai->ai_src_addr = copy_addr(hints->ai_src_addr, hints->ai_src_len);
+		rai->ai_src_len = hints->ai_src_len;
+		if (!rai->ai_src_addr)
+			goto fail;
+	}
+	return rai;
+fail:
+	free_one(rai);
+	return NULL;
+}
+
+/* Passive, by addresses that the hints bring along: no name to look up. */
+static int from_hints(const struct rdma_addrinfo *hints, struct rdma_addrinfo **res)
+{
+	const bool passive = hints->ai_flags & RAI_PASSIVE;
+	struct sockaddr *sa = passive ? hints->ai_src_addr : hints->ai_dst_addr;
+	struct addrinfo ai = {.ai_addr = sa, .ai_addrlen = passive ? hints->ai_src_len : hints->ai_dst_len};
+
+	if (!sa || !ai.ai_addrlen || ai.ai_addrlen > sizeof(struct sockaddr_storage) || !mgc_len(sa))
+		return mgc_err(EINVAL);
+	ai.ai_family = sa->sa_family;
+	*res = one(&ai, hints);
+	return *res ? 0 : mgc_err(ENOMEM);
+}
+
+MGC_EXPORT int rdma_getaddrinfo(const char *node, const char *service, const struct rdma_addrinfo *hints,
+				struct rdma_addrinfo **res)
+{
+	struct addrinfo want = {.ai_socktype = SOCK_STREAM}, *found = NULL;
+	struct rdma_addrinfo **tail = res;
+	int ret;
+
+	MGC_FORWARD(rdma_getaddrinfo, node, service, hints, res);
+	*res = NULL;
+	if (!mgc_context())
+		return -1;
+	if (!node && !service)
+		return hints ? from_hints(hints, res) : mgc_err(EINVAL);
+	if (hints) {
+		want.ai_flags = (hints->ai_flags & RAI_PASSIVE ? AI_PASSIVE : 0) |
+				(hints->ai_flags & RAI_NUMERICHOST ? AI_NUMERICHOST : 0);
+		want.ai_family = hints->ai_flags & RAI_FAMILY ? hints->ai_family : 0;
+	}
+	ret = getaddrinfo(node, service, &want, &found);
+	if (ret) /* an EAI_ code, as the real one returns it */
+		return ret;
+	for (struct addrinfo *ai = found; ai; ai = ai->ai_next) {
+		if (!mgc_len(ai->ai_addr))
+			continue;
+		*tail = one(ai, hints);
+		if (!*tail) {
+			freeaddrinfo(found);
+			rdma_freeaddrinfo(*res);
+			*res = NULL;
+			return mgc_err(ENOMEM);
+		}
+		tail = &(*tail)->ai_next;
+	}
+	freeaddrinfo(found);
+	return *res ? 0 : mgc_err(ENODATA);
+}

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Unmodified programs of rdmacm-utils and perftest connect through our connection manager."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from cm_programs import ADDRESSES, CmPair, Preload
+
+from migroce import paths
+
+A = ADDRESSES[0]
+A6 = "fd99::1"
+
+# server, client; one line per property that something could get wrong.
+PAIRS = (
+    ("rping -s -C 20 -V", f"rping -c -a {A} -C 20 -V"),
+    (f"rping -s -a {A} -C 5 -V -S 60000 -p 9999", f"rping -c -a {A} -C 5 -V -S 60000 -p 9999"),
+    (f"rping -s -a {A6} -C 5 -V", f"rping -c -a {A6} -C 5 -V"),
+    ("udaddy", f"udaddy -s {A}"),
+    ("rping -s -C 5 -q", f"rping -c -a {A} -C 5 -q"),
+    ("ucmatose -c 30 -C 5", f"ucmatose -s {A} -c 30 -C 5"),
+    ("ucmatose -S 5000 -m", f"ucmatose -s {A} -S 5000 -m"),
+    ("rdma_server", f"rdma_client -s {A}"),
+    ("ib_send_bw -R -n 500", f"ib_send_bw -R -n 500 {A}"),
+    ("ib_send_bw -R -n 500 -b", f"ib_send_bw -R -n 500 -b {A}"),
+    ("ib_write_bw -R -n 500 -q 4", f"ib_write_bw -R -n 500 -q 4 {A}"),
+)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[CmPair]:
+    """Two namespaces joined by a veth pair."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("needs root for network namespaces")
+    made = CmPair.up(Preload(paths.library()))
+    assert isinstance(made, CmPair)
+    try:
+        yield made
+    finally:
+        made.down()
+
+
+@pytest.mark.parametrize(("server", "client"), PAIRS, ids=[s for s, _ in PAIRS])
+def test_programs_connect_and_complete(pair: CmPair, server: str, client: str) -> None:
+    pair.both(server, client).check()
+
+
+def test_nobody_listening_is_told_as_a_reject(pair: CmPair) -> None:
+    """A device is there (the pingpong has opened it), a listener is not."""
+    holder = pair.start(0, "ibv_rc_pingpong -g 1")
+    try:
+        pair._wait_for_listener(holder, 18515, 20)
+        client = pair.start(1, f"rping -c -a {A} -C 1")
+        out, err = client.communicate(timeout=20)
+        assert client.returncode != 0
+        assert "RDMA_CM_EVENT_REJECTED, error 8" in out + err
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_a_server_is_told_that_its_client_has_gone(pair: CmPair) -> None:
+    """A client that ends without a word of its own: the library takes leave for it."""
+    server = pair.start(0, "rping -s -C 1 -v")
+    try:
+        while True:
+            client = pair.start(1, f"rping -c -a {A} -C 1")
+            client.communicate(timeout=40)
+            if not client.returncode:
+                break
+            assert server.poll() is None
+        out, err = server.communicate(timeout=20)
+        assert "DISCONNECT EVENT" in out + err
+    finally:
+        server.kill()
+        server.communicate()
+
+
