@@ -39,12 +39,15 @@ def add(bundle: Path, container: str, agent: Path, ip: str | None = None) -> Pat
     return directory
 
 
-def edit(bundle: Path, config: dict[str, Any], directory: Path) -> None:
+def edit(bundle: Path, config: dict[str, Any], directory: Path, *, restored: bool = False) -> None:
     """Put the library, its environment and the agent's `directory` into a bundle. Raises MigroceError.
 
-    `config` is what `read` gave; it is changed and written.
+    `config` is what `read` gave; it is changed and written. `restored`: the container was started with the
+    library that is in its root file system, of whichever version, and needs that one.
     """
-    _install(_root(bundle, config))
+    root = _root(bundle, config)
+    if not (restored and (root / LIBRARY).is_file()):
+        _install(root)
     _strip(config)
     environment(config["process"])
     config.setdefault("mounts", []).append(

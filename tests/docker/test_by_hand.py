@@ -227,6 +227,7 @@ def test_a_failed_checkpoint_changes_nothing(hand: Hand, tmp_path: Path) -> None
     for _ in range(2):
         said = hand.docker(hand.a, "checkpoint", "create", "cont-moving", "ckpt1", check=False)
         assert "Cannot checkpoint container cont-moving" in said
+        assert "migroce: dump: Error " in said, said
         more(hand, hand.b, "cont-static")
     assert hand.docker(hand.a, "checkpoint", "ls", "cont-moving").splitlines()[1:] == []
     finish(hand, hand.a)
@@ -247,6 +248,22 @@ def test_a_damaged_dump_is_refused_and_the_right_one_still_works(checked: Hand) 
     assert "migroce: " in said
     assert "rdma-0.dump" in said
     dump.write_bytes(right)
+    hand.docker(hand.b, "start", "--checkpoint", "ckpt1", "cont-moving")
+    more(hand, hand.b, "cont-static")
+    finish(hand, hand.b)
+
+
+def test_a_wrong_address_is_told_and_can_be_mended(checked: Hand) -> None:
+    hand = checked
+    hand.checkpoint(hand.a, "cont-moving")
+    hand.docker(hand.b, "create", "--name", "cont-moving", *RDMA, "--ip", "10.0.1.9", *mgcheck())
+    hand.copy(hand.a, hand.b, "cont-moving")
+    said = hand.docker(hand.b, "start", "--checkpoint", "ckpt1", "cont-moving", check=False)
+    assert "has the container the address that it had?" in said
+    hand.docker(hand.b, "rm", "cont-moving")
+    hand.docker(hand.b, "create", "--name", "cont-moving", *RDMA, "--ip", "10.0.1.7", *mgcheck())
+    hand.copy(hand.a, hand.b, "cont-moving")
+    hand.docker(hand.a, "rm", "cont-moving")
     hand.docker(hand.b, "start", "--checkpoint", "ckpt1", "cont-moving")
     more(hand, hand.b, "cont-static")
     finish(hand, hand.b)

@@ -127,11 +127,14 @@ def _forget(container: str) -> None:
         records().rmdir()
 
 
-def _spawn(line: CommandLine, env: dict[str, str] | None = None) -> int:
-    """Run the real runtime with the (changed) command line; its exit status."""
+def _spawn(line: CommandLine, env: dict[str, str] | None = None, err: int = 2) -> int:
+    """Run the real runtime with the (changed) command line, errors to `err`; its exit status."""
     program = runtime()
+    actions = [(os.POSIX_SPAWN_DUP2, err, 2)] if err != 2 else []
     try:
-        pid = os.posix_spawnp(program, [program, *line.args], env or dict(os.environ))
+        pid = os.posix_spawnp(
+            program, [program, *line.args], env or dict(os.environ), file_actions=actions
+        )
     except OSError as exc:
         raise MigroceError(f"{program} cannot be run: {exc.strerror}; install runc") from exc
     while True:
@@ -247,6 +250,7 @@ def _checkpoint(line: CommandLine) -> int:
 
 
 def _stop_and_dump(line: CommandLine, env: dict[str, str], freezer: Freezer, beside: Path) -> int:
+    said = os.memfd_create("stderr")
     with AgentClient(agent_socket()) as agent:
         freezer.thaw()  # containerd pauses what it is about to checkpoint; the processes have work to do
         try:
@@ -259,15 +263,37 @@ def _stop_and_dump(line: CommandLine, env: dict[str, str], freezer: Freezer, bes
             beside.mkdir(mode=0o700, exist_ok=True)
             about = {"version": 1, "contexts": done["contexts"], "qps": done["qps"]}
             write_json(beside / "checkpoint.json", about)
-            status = _spawn(line, env)
+            status = _spawn(line, env, said)
             failed = status != 0
         finally:
+            if failed:
+                _explain(line, "dump")  # first: containerd passes on one line
+            os.write(2, os.pread(said, 1 << 16, 0))
             if failed:
                 shutil.rmtree(beside, ignore_errors=True)
             if failed or line.has("--leave-running"):
                 freezer.thaw()
                 agent.container_resume(line.container, timeout_ms=RESUME_MS)
     return status
+
+
+_MENDS = (
+    ("assign requested address", "has the container the address that it had?"),
+    ("bad size", "was the writable layer copied, and is the image the same?"),
+    ("Can't open file", "was the writable layer copied, and is the image the same?"),
+    ("No such file", "was the writable layer copied, and is the image the same?"),
+)
+
+
+def _explain(line: CommandLine, step: str) -> None:
+    """Add CRIU's own reason to what the engine is told: runc names but a log, which the engine removes."""
+    from migroce.engines.runc import criu_reason
+
+    where = line.option("--work-path") or line.option("--image-path") or "checkpoint"
+    reason = criu_reason(Path(where) / f"{step}.log")
+    if reason:
+        mends = [mend for sign, mend in _MENDS if sign in reason]
+        fail(line, f"{step}: {reason}" + (f"; {mends[0]}" if mends else ""))
 
 
 def _freezer(line: CommandLine) -> Freezer:
@@ -314,7 +340,7 @@ def _restore(line: CommandLine) -> int:
     with AgentClient(agent_socket()) as agent:
         ready = agent.container_prepare(line.container, dumps=sorted(beside.glob("*.dump")))
         try:
-            inject.edit(bundle, config, Path(ready["dir"]))
+            inject.edit(bundle, config, Path(ready["dir"]), restored=True)
             _remember(line.container, bundle)
             if not line.has("--detach", "-d"):  # until the container ends
                 Resume(line.container)
@@ -334,6 +360,7 @@ def _restore_detached(line: CommandLine, env: dict[str, str]) -> int:
     resume = Resume(line.container)
     status = _spawn(line, env)
     if status:
+        _explain(line, "restore")
         return status
     error = resume.finish()
     if error:
