@@ -190,7 +190,17 @@ __attribute__((visibility("hidden"))) void *mgv_dlvsym_ours(void *handle, const 
 
 /* ---- the entries ----------------------------------------------------------------------------------- */
 
-#if defined(__x86_64__) && defined(__LP64__)
+#if defined(__has_feature)
+#define SANITIZED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
+#else
+#define SANITIZED 0
+#endif
+
+#if SANITIZED
+/* None: the sanitizer's runtime asks dlsym for what it needs before anything instrumented may run. */
+#elif defined(__x86_64__) && defined(__LP64__)
 #define ENTRY(name)                                                                                  \
 	__asm__(".text\n\t.p2align 4\n\t.globl " #name "\n\t.type " #name ",@function\n" #name ":\n" \
 		"	.cfi_startproc\n"                                                                  \
