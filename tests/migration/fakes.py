@@ -20,6 +20,7 @@ class World:
         self.device = device
         self.calls: list[str] = []
         self.phases: list[str] = []
+        self.looks = 0
         self.fault: Fault = lambda _side, _method: None
         # The source's container.
         self.here = True
@@ -31,6 +32,7 @@ class World:
         self.qps = [{
             "qpn": 5, "type": "RC", "state": "RTS", "mstate": "normal", "peer_gid": "10.0.1.3", "peer_qpn": 6,
             "peer_capable": True, "token_acked": True, "retransmits": 10, "duplicates": 1,
+            "una_psn": 1, "next_psn": 1,
         }]  # fmt: skip
 
     def about(self) -> dict[str, Any]:
@@ -130,8 +132,13 @@ class FakeNode:
         self.world, self.kind = world, kind
         self.name = self.spec = f"node-{kind}"
 
-    def call(self, op: str, *, method: str, args: dict[str, Any], **_: Any) -> Any:
+    def call(self, op: str, *, method: str, args: dict[str, Any] | None = None, **_: Any) -> Any:
+        if op == "agent":
+            self.world.looks += 1
+            peer = {"local_gid": "10.0.1.3", "qpn": 6, "retransmits": 7 * self.world.looks}
+            return [{"contexts": [{"dump": {"qps": [peer]}}, {"dump": None}]}]
         assert op == self.kind
+        assert args is not None
         self.world.calls.append(f"{op}.{method}")
         self.world.fault(op, method)
         return getattr(self.world, op)(method, args)

@@ -24,7 +24,8 @@ def _about(*addresses: str, ip: str | None = None, engine: str = "oci") -> dict[
 def _qp(**changes: Any) -> dict[str, Any]:
     fields = {
         "qpn": 17, "type": "RC", "state": "RTS", "mstate": "normal", "peer_gid": "10.0.1.3", "peer_qpn": 18,
-        "peer_capable": True, "token_acked": True, "retransmits": 0, "duplicates": 0,
+        "peer_capable": True, "token_acked": True, "retransmits": 0, "duplicates": 0, "una_psn": 5,
+        "next_psn": 9,
     }  # fmt: skip
     return {**fields, **changes}
 
@@ -106,11 +107,22 @@ def test_settled_is_when_no_connected_qp_waits_for_its_peer() -> None:
     assert not connections.settled([_qp(), _qp(mstate="resuming")])
 
 
+def test_whole_again_is_when_what_was_in_flight_is_acknowledged() -> None:
+    before = [_qp(qpn=1, next_psn=9), _qp(qpn=2, next_psn=0xFFFFFE)]
+    assert not connections.repaired(before, [_qp(qpn=1, una_psn=8)])
+    assert connections.repaired(before, [_qp(qpn=1, una_psn=9), _qp(qpn=2, una_psn=1), _qp(qpn=3)])
+    assert not connections.repaired(before, [_qp(qpn=2, una_psn=0xFFFFFD)])
+    assert connections.repaired(before, [_qp(qpn=1, una_psn=8, state="ERR")])
+
+
 def test_only_what_was_added_counts_and_only_of_qps_that_are_still_there() -> None:
     before = connections.counters([_qp(qpn=1, retransmits=5, duplicates=1), _qp(qpn=2), _qp(qpn=3)])
     after = connections.counters([_qp(qpn=1, retransmits=9, duplicates=4), _qp(qpn=2), _qp(qpn=4)])
-    again = connections.compare(before, after)
+    peers = {("10.0.1.3", 18): 5}, {("10.0.1.3", 18): 8}
+    again = connections.compare(before, after, *peers)
     assert [(each.qpn, each.sent_again, each.received_again) for each in again] == [(1, 4, 3), (2, 0, 0)]
+    assert [each.peer_sent_again for each in again] == [3, 3]
+    assert connections.compare(before, after, peers[0], {})[0].peer_sent_again is None
 
 
 def test_a_process_that_tells_nothing_is_an_error() -> None:

@@ -55,7 +55,8 @@ def test_a_move_goes_through_its_phases_and_ends_at_the_destination() -> None:
     assert report.bytes_moved == 100 + 300 + 100
     assert report.retransmissions == 4
     assert report.qps_again == [
-        {"qpn": 5, "peer": "10.0.1.3", "peer_qpn": 6, "sent_again": 4, "received_again": 0}
+        {"qpn": 5, "peer": "10.0.1.3", "peer_qpn": 6, "sent_again": 4, "received_again": 0,
+         "peer_sent_again": 14},
     ]
 
 

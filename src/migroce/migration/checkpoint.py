@@ -226,7 +226,7 @@ class Restore:
                         retry(lambda: destination("resume", timeout_ms=RESUME_TIMEOUT_MS))
                     if self._ip and what.about["device"]:
                         with contextlib.suppress(MigroceError):  # its processes may have ended
-                            destination("settle", seconds=SETTLE)
+                            destination("settle", seconds=SETTLE, before=[])
                     if away is not None and self._ip:
                         away.call("delete", container=what.container)
         with self._phase("commit"):

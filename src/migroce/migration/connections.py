@@ -145,9 +145,11 @@ class QpCount:
     sent_again: int
     received_again: int
     """The peer's, as far as they came twice."""
+    peer_sent_again: int | None
+    """By the peer, if it is on one of the two nodes."""
 
 
-_COUNTED = ("qpn", "peer_gid", "peer_qpn", "retransmits", "duplicates")
+_COUNTED = ("qpn", "peer_gid", "peer_qpn", "retransmits", "duplicates", "una_psn", "next_psn")
 
 
 def counters(qps: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -155,14 +157,48 @@ def counters(qps: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{name: qp[name] for name in _COUNTED} for qp in qps]
 
 
-def compare(before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any]]) -> list[QpCount]:
-    """What the QPs that were and are still there have sent and received again meanwhile."""
+def repaired(before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether everything that was in flight at the stop (`before`) has been acknowledged."""
+    sent = {int(qp["qpn"]): int(qp["next_psn"]) for qp in before}
+    return all(
+        (int(qp["una_psn"]) - sent.get(int(qp["qpn"]), int(qp["una_psn"]))) & 0xFFFFFF < 1 << 23
+        for qp in now if qp["state"] in _CONNECTED
+    )  # fmt: skip
+
+
+Peers = Mapping[tuple[str, int], int]
+"""What QPs that are known have sent again in all, by address and QPN."""
+
+
+def peers(ps: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], int]:
+    """Those in an agent's answer to `ps`, as far as their processes tell."""
+    return {
+        (str(qp["local_gid"]), int(qp["qpn"])): int(qp["retransmits"])
+        for container in ps
+        for context in container["contexts"]
+        for qp in (context.get("dump") or {}).get("qps", [])
+    }
+
+
+def compare(
+    before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any]],
+    peers_before: Peers, peers_after: Peers,
+) -> list[QpCount]:  # fmt: skip
+    """What the QPs that were and are still there, and their peers, have sent and received again meanwhile."""
+
+    def by_peer(qp: Mapping[str, Any]) -> int | None:
+        key = str(qp["peer_gid"]), int(qp["peer_qpn"])
+        if key not in peers_before or key not in peers_after:
+            return None
+        return max(0, peers_after[key] - peers_before[key])
+
     old = {int(qp["qpn"]): qp for qp in before}
     return [
         QpCount(
             qpn, str(qp["peer_gid"]), int(qp["peer_qpn"]),
             max(0, int(qp["retransmits"]) - int(old[qpn]["retransmits"])),
             max(0, int(qp["duplicates"]) - int(old[qpn]["duplicates"])),
+            by_peer(qp),
         )
         for qp in after if (qpn := int(qp["qpn"])) in old
     ]  # fmt: skip

@@ -30,6 +30,8 @@ from migroce.errors import EngineError
 from migroce.migration import connections, journal, streams, tree
 
 _SPARE = 64 << 20
+_REPAIR = 0.3
+"""Seconds in which connections are usually whole again, to be told in the report what that took."""
 _KINDS = ("rdma", "images", "layer", "layer-rest", "shm")
 
 
@@ -285,13 +287,20 @@ class DestinationSide:
         with self.engine.agent() as agent:
             return dict(agent.container_resume(self.container, timeout_ms=timeout_ms))
 
-    def settle(self, seconds: float) -> list[dict[str, Any]]:
-        """Wait until peers know of the move, at most so long; counters of the QPs. Raises AgentError."""
-        end = time.monotonic() + seconds
+    def settle(
+        self, seconds: float, before: list[dict[str, Any]], repair: float = _REPAIR
+    ) -> list[dict[str, Any]]:
+        """Wait until peers know of the move, at most `seconds`; counters of the QPs. Raises AgentError.
+
+        And until what was in flight at the stop (`before`) has been acknowledged, at most `repair` seconds.
+        """
+        start = time.monotonic()
         while True:
             with self.engine.agent() as agent:
                 qps = connections.of_container(agent.ps(self.container))
-            if connections.settled(qps) or time.monotonic() > end:
+            spent = time.monotonic() - start
+            known = connections.settled(qps) or spent > seconds
+            if known and (connections.repaired(before, qps) or spent > repair):
                 return connections.counters(qps)
             time.sleep(0.01)
 

@@ -107,7 +107,6 @@ class Migration:
         self.id = secrets.token_hex(5)
         self._ip = ip
         self._force = force
-        self._again: list[dict[str, Any]] | None = None
         self.container = container
         self.engine = engine
         self.report = Report("migrate", container, source.name, destination.name)
@@ -122,6 +121,7 @@ class Migration:
         self._device = False
         self._stopping = False
         self._urgent = False
+        self._peers: connections.Peers = {}
         self._send_image = False
         self._resuming: Future[Any] | None = None
 
@@ -156,6 +156,7 @@ class Migration:
         with self._phase("prepare", f"{about['memory'] >> 20} MiB in memory"):
             self._prepare(about)
         note = self._note
+        self._peers = self._known_peers() if self._device else {}
         urgency.begin()
         self._urgent = True
         stopped = time.monotonic()
@@ -189,9 +190,17 @@ class Migration:
         report.blackout = (time.monotonic() - stopped) * 1000
         self._calm()
         with self._phase("commit", note=note):
-            self._settle()
             destination("commit")
+            self._settle()
             source("commit")
+
+    def _known_peers(self) -> connections.Peers:
+        """The QPs of both nodes, among which there may be peers."""
+        found: dict[tuple[str, int], int] = {}
+        for side in (self._source, self._destination):
+            with contextlib.suppress(MigroceError):
+                found.update(connections.peers(side.node.call("agent", method="ps")))
+        return found
 
     def _settle(self) -> None:
         """What was sent again. At a new address: the old one's stand-in is needed until peers know of it."""
@@ -200,8 +209,8 @@ class Migration:
         report = self.report
         with contextlib.suppress(MigroceError):  # processes may have ended meanwhile
             before = self._source("stopped_counters")
-            after = self._destination("settle", seconds=SETTLE if self._ip else 0)
-            again = connections.compare(before, after)
+            after = self._destination("settle", seconds=SETTLE if self._ip else 0, before=before)
+            again = connections.compare(before, after, self._peers, self._known_peers())
             report.retransmissions = sum(each.sent_again for each in again)
             report.qps_again = [dataclasses.asdict(each) for each in again]
 
@@ -391,7 +400,7 @@ def finish(source: Side, destination: Side, *, resume: bool, ip: str = "") -> No
         if resume:
             destination("resume", timeout_ms=RESUME_TIMEOUT_MS)
             if ip:
-                destination("settle", seconds=SETTLE)
+                destination("settle", seconds=SETTLE, before=[])
 
     retry(arrive)
     retry(lambda: destination("commit"))

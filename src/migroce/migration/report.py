@@ -63,7 +63,8 @@ class Report:
     retransmissions: int | None = None
     """By the container's own QPs because of the move; None if not known."""
     qps_again: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """Of each moved QP: qpn, peer, peer_qpn, packets sent_again and (from its peer) received_again."""
+    """Of each moved QP: qpn, peer, peer_qpn, packets sent_again, (from its peer)
+    received_again, and by the peer peer_sent_again, if it is on one of the two nodes."""
     ip: str | None = None
     """The new address, if it was to change."""
     directory: str | None = None

@@ -78,8 +78,9 @@ def show(report: Report) -> None:
     if report.contexts:
         facts.append(f"{report.qps} QPs in {report.contexts} processes")
     if report.retransmissions is not None:
-        back = sum(each["received_again"] for each in report.qps_again)
-        facts.append(f"{report.retransmissions} packets sent again, {back} received again")
+        known = [each["peer_sent_again"] for each in report.qps_again if each["peer_sent_again"] is not None]
+        by_peers = f", {sum(known)} by peers" if known else ""
+        facts.append(f"{report.retransmissions} packets sent again{by_peers}")
     if report.ip:
         facts.append(f"now at {report.ip}")
     out.print("  " + ", ".join(facts), highlight=False)
