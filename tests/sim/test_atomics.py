@@ -10,6 +10,7 @@ from migroce.wire import AtomicEth, Op, Packet, build_body
 
 from .pair import Node, Pair
 from .records import MS, Action, Link, S, Sge, VerbsError, Wr
+from .test_srq import Two
 from .verbs import ALL_ACCESS, Event, QpState, SendFlag, WcOpcode, WcStatus, WrOpcode
 
 CMP_SWAP, FETCH_ADD = WrOpcode.ATOMIC_CMP_AND_SWP, WrOpcode.ATOMIC_FETCH_AND_ADD
@@ -129,6 +130,27 @@ def test_a_fenced_send_waits_for_the_atomic_before_it() -> None:
         w.go(1 * S)
         assert w.b.wcs[0].byte_len == 8
         assert _value(w.b, got) == 42
+
+
+@pytest.mark.parametrize("lost", [Op.ATOMIC_ACK, Op.READ_RESP_ONLY, Op.FETCH_ADD, Op.ATOMIC_WRITE])
+def test_xrc_has_them_all_too_each_done_once(lost: int) -> None:
+    with Two(xrc=True) as w:
+        w.settle()
+        word, into = _word(w.b, 5), [w.a.space(8) for _ in range(3)]
+        w.rule(Action.DROP, 0xA0 + lost, count=2)
+        base = Wr(0, (), FETCH_ADD, SendFlag.SIGNALED, 0, word.addr, w.b.mr.rkey, 10, srqn=w.srq.num)
+        new = w.a.put((100).to_bytes(8, "little"))
+        w.src[0].post_send(
+            base._replace(wr_id=1, sges=(into[0],)),
+            base._replace(wr_id=2, sges=(new,), opcode=WrOpcode.ATOMIC_WRITE),
+            base._replace(wr_id=3, opcode=WrOpcode.FLUSH, compare_add=1, swap=8),
+            base._replace(wr_id=4, sges=(into[1],)),
+            base._replace(wr_id=5, sges=(into[2],), opcode=CMP_SWAP, compare_add=110, swap=7),
+        )
+        w.go(2 * S)
+        assert w.a.done() == [(i, 0) for i in range(1, 6)]
+        assert [_value(w.a, x) for x in into] == [5, 100, 110]
+        assert _value(w.b, word) == 7
 
 
 # ---- mistakes -----------------------------------------------------------------------------------
