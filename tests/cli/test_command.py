@@ -18,7 +18,7 @@ from .conftest import Migroce
 
 COMMANDS = [
     "run", "inject", "demo", "lab", "lab up", "lab down", "lab status", "lab run", "lab exec", "migrate",
-    "checkpoint", "restore", "recover", "ps", "inspect", "logs", "wait", "rm", "doctor", "version",
+    "checkpoint", "restore", "recover", "ps", "top", "inspect", "logs", "wait", "rm", "doctor", "version",
     "agent", "agent run", "agent status", "agent stop", "setup", "setup docker",
 ]  # fmt: skip
 

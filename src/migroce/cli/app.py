@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from migroce.cli import agent, bench, demo, doctor, inject, lab, migration, run, setup, show
+from migroce.cli import agent, bench, demo, doctor, inject, lab, migration, run, setup, show, top
 from migroce.cli.text import flow
 
 EPILOG = """
@@ -61,6 +61,7 @@ lab.register(app)
 inject.register(app)
 migration.register(app)
 show.register(app)
+top.register(app)
 doctor.register(app)
 bench.register(app)
 agent.register(app)

@@ -56,7 +56,7 @@ paused (its peer is being moved), resuming (moved, its peer has not answered yet
         from migroce.errors import MigroceError
 
         with opened([on] if on else local_nodes()) as nodes:
-            rows = [row for node in nodes for row in _collect(node)]
+            rows = [row for node in nodes for row in collect(node)]
         rows = [row for row in rows if container in (None, row["id"])]
         if container is not None and not rows:
             raise MigroceError(f"there is no container {container}; `migroce ps` shows those there are")
@@ -127,7 +127,7 @@ paused (its peer is being moved), resuming (moved, its peer has not answered yet
             node.call("delete", container=container)
 
 
-def _collect(node: Node) -> list[dict[str, Any]]:
+def collect(node: Node) -> list[dict[str, Any]]:
     """The containers of a node, each with its RDMA contexts; the node's own programs (`migroce run`) too."""
     from migroce.cli.common import containers_of
     from migroce.errors import MigroceError
