@@ -188,9 +188,10 @@ class DockerEngine:
         with _said("create"):
             return str(self.api.create_container_from_config(body, name)["Id"])
 
-    def start(self, container: str, checkpoint: str) -> None:
-        """`docker start --checkpoint`."""
-        self.post("restore", "/containers/{0}/start", container, checkpoint=checkpoint)
+    def start(self, container: str, checkpoint: str | None = None) -> None:
+        """`docker start`, with a checkpoint or from the beginning."""
+        params: dict[str, Any] = {"checkpoint": checkpoint} if checkpoint else {}
+        self.post("restore" if checkpoint else "start", "/containers/{0}/start", container, **params)
 
     def remove(self, container: str, *, volumes: bool) -> None:
         """`docker rm -f`, with its anonymous volumes if `volumes`; not there is fine."""

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from migroce import criu
 from migroce.agent.errors import AgentError
-from migroce.engines import docker, dockerspec, runc
+from migroce.engines import docker, dockerspec, hold, runc
 from migroce.engines.context import NodeContext, read_json, write_json
 from migroce.engines.docker import DockerEngine
 from migroce.errors import EngineError
@@ -193,6 +193,7 @@ class DockerDestination(DestinationSide):
         write_json(self.where / "made.json", {"id": key, "volumes": new})
         for network, endpoint in list(dockerspec.endpoints(found).items())[1:]:
             self.docker.connect(network, key, endpoint)
+        self._hold(about, image)
         here = self.found()
         assert here is not None
         self._roots["layer"] = Path(here["GraphDriver"]["Data"]["UpperDir"])
@@ -216,6 +217,30 @@ class DockerDestination(DestinationSide):
         self._device = bool(about["device"])
         if self._device:
             self.dumps.mkdir()
+
+    def _hold(self, about: dict[str, Any], image: str) -> None:
+        """Have the swarm's networks on this node before the container needs them: it saves half a second."""
+        swarms = [name for name, network in about["networks"].items() if network["Scope"] == "swarm"]
+        cold = [name for name in swarms if not (self.docker.network(name) or {}).get("Containers")]
+        path = self.where / "hold"
+        if not cold or not hold.write(path):
+            return
+        body = {
+            "Image": image, "Entrypoint": ["/.migroce-hold"], "Cmd": [], "Healthcheck": {"Test": ["NONE"]},
+            "HostConfig": {
+                "Binds": [f"{path}:/.migroce-hold:ro"], "CapDrop": ["ALL"], "NetworkMode": cold[0],
+                "LogConfig": {"Type": "none"}, "Runtime": "runc",
+            },
+        }  # fmt: skip
+        with contextlib.suppress(EngineError):
+            key = self.docker.create(self._holder, body)
+            for name in cold[1:]:
+                self.docker.connect(name, key, {})
+            self.docker.start(key)
+
+    @property
+    def _holder(self) -> str:
+        return f"migroce-hold-{self.id}"
 
     def _ours(self, runtime: str) -> bool:
         """Whether a runtime of the node's Docker is migroce-runtime."""
@@ -326,6 +351,7 @@ class DockerDestination(DestinationSide):
         found = self.found()
         if found is not None:
             shutil.rmtree(self._checkpoint(found["Id"]), ignore_errors=True)
+            self.docker.remove(self._holder, volumes=True)
             dockerkit.runtime_file(self.ctx, found["Id"], "images").unlink(missing_ok=True)
             dockerkit.leave_volumes(self.ctx, [each.name for each in dockerspec.volumes(found)], left=False)
             dockerkit.note_arrival(self.ctx, self.id, found["Id"])
@@ -336,6 +362,8 @@ class DockerDestination(DestinationSide):
     def undo(self) -> None:
         """Remove everything this migration made here. Can be repeated. Raises EngineError."""
         made = read_json(self.where / "made.json")
+        if made:
+            self.docker.remove(self._holder, volumes=True)
         if key := made.get("id") or self._unfinished():
             self.docker.remove(key, volumes=True)
             dockerkit.runtime_file(self.ctx, key, "images").unlink(missing_ok=True)
@@ -345,7 +373,7 @@ class DockerDestination(DestinationSide):
             with contextlib.suppress(EngineError):
                 self.docker.remove_volume(name)
         dockerkit.release(self.where)
-        for rest in ("in.sock", "made.json"):
+        for rest in ("in.sock", "made.json", "hold"):
             (self.where / rest).unlink(missing_ok=True)
         self._close()
 

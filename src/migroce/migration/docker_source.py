@@ -46,6 +46,7 @@ class DockerSource(SourceSide):
         self._kept: dict[str, Any] = {}
         self._scans: dict[str, tree.Scan] = {}
         self._unplugging: Future[None] | None = None
+        self._unplugged = False
 
     @property
     def found(self) -> dict[str, Any]:
@@ -232,11 +233,15 @@ class DockerSource(SourceSide):
 
     def unplug(self) -> None:
         """Take the container off its networks: its addresses are free. Can be repeated. Raises."""
+        if self._unplugged:
+            return
         for network in dockerspec.endpoints(self.found):
             self.docker.disconnect(network, self.found["Id"])
+        self._unplugged = True
 
     def _plug(self) -> None:
         """Undo `unplug`. Can be repeated. Raises EngineError."""
+        self._unplugged = False
         now = self.docker.inspect(self.found["Id"]) or {}
         have = (now.get("NetworkSettings") or {}).get("Networks") or {}
         for network, endpoint in dockerspec.endpoints(self.found).items():
