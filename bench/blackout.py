@@ -43,7 +43,9 @@ _TRICKLE = 20_000
 class Ear:
     """Listens to what arrives in a container's network namespace: the longest silence while it listens."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, trickle: int = _TRICKLE) -> None:
+        """Of the process `pid`; fewer than `trickle` bytes in a millisecond are no data."""
+        self._trickle = trickle
         self._path = Path(f"/proc/{pid}/net/dev")
         self._over = threading.Event()
         self.silence = 0.0
@@ -64,7 +66,7 @@ class Ear:
         while not self._over.is_set():
             time.sleep(0.001)
             now, count = time.monotonic(), self.received()
-            if count - seen >= _TRICKLE:
+            if count - seen >= self._trickle:
                 self.silence = max(self.silence, now - heard)
                 heard = now
             seen = count

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from bench import blackout, memory, qps, report, speed
+from bench import blackout, docker, memory, qps, report, speed
 from bench.ends import BenchError
 from bench.results import Section
 from bench.settings import Settings
@@ -22,6 +22,7 @@ SECTIONS: dict[str, Callable[[Settings], Section]] = {
     "rate": speed.message_rate,
     "support": speed.support,
     "blackout": blackout.blackout,
+    "docker": docker.docker,
     "qps": qps.stop_resume,
     "memory": memory.memory,
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The program that holds a network: it runs from a file alone, waits without using CPU, and ends when killed."""
+"""The program that holds a network: it runs from a file alone, waits without CPU, and ends when killed."""
 
 from __future__ import annotations
 
