@@ -361,6 +361,7 @@ class DockerDestination(DestinationSide):
 
     def undo(self) -> None:
         """Remove everything this migration made here. Can be repeated. Raises EngineError."""
+        dockerkit.release(self.where)  # first: Docker may not answer any more
         made = read_json(self.where / "made.json")
         if made:
             self.docker.remove(self._holder, volumes=True)
@@ -372,7 +373,6 @@ class DockerDestination(DestinationSide):
         for name in made.get("volumes", []):
             with contextlib.suppress(EngineError):
                 self.docker.remove_volume(name)
-        dockerkit.release(self.where)
         for rest in ("in.sock", "made.json", "hold"):
             (self.where / rest).unlink(missing_ok=True)
         self._close()
