@@ -401,6 +401,7 @@ static void resume_now(struct mg_device *dev, const struct mg_ctl_welcome *w, co
 	len = mg_ctl_build_resumed(out, c->last_request, (uint32_t)ret, ret ? 0 : c->n_qp);
 	if (!ret)
 		change(c, LINKED, MG_NEVER);
+	atomic_store(&dev->services_changed, dev->n_services != 0);
 	if (mg_ctl_send(c->fd, out, len, NULL, 0) || ret)
 		lost(c, mg_now());
 }
@@ -426,6 +427,7 @@ static void on_welcome(struct mg_device *dev, const struct mg_ctl_welcome *w, in
 	} else if (c->state == GREETING) {
 		c->self.slot = w->slot;
 		change(c, LINKED, MG_NEVER);
+		atomic_store(&dev->services_changed, dev->n_services != 0); /* a new agent knows of none */
 	} else {
 		*n_fds = 0;
 		resume_now(dev, w, fds, n);
@@ -492,6 +494,20 @@ static void on_time(struct mg_device *dev, mg_time now)
 	}
 }
 
+static void tell_services(struct mg_device *dev, mg_time now)
+{
+	struct mg_control *c = dev->control;
+	uint8_t out[MG_CTL_MAX_LEN];
+	size_t len;
+
+	atomic_store(&dev->services_changed, false);
+	mg_progress_lock(dev);
+	len = mg_ctl_build_listens(out, ++c->last_request, dev->service, dev->n_services);
+	mg_device_unlock(dev);
+	if (mg_ctl_send(c->fd, out, len, NULL, 0))
+		lost(c, now);
+}
+
 mg_time mg_control_run(struct mg_device *dev, mg_time now, bool readable)
 {
 	struct mg_control *c = dev->control;
@@ -519,5 +535,7 @@ mg_time mg_control_run(struct mg_device *dev, mg_time now, bool readable)
 		c->next = now;
 	if (now >= c->next)
 		on_time(dev, now);
+	if (c->state == LINKED && atomic_load(&dev->services_changed))
+		tell_services(dev, now);
 	return c->next;
 }

@@ -26,6 +26,7 @@ enum mg_ctl_type {
 	MG_CTL_RESUMED = 5,
 	MG_CTL_DUMP_REQ = 6,
 	MG_CTL_DUMP = 7,
+	MG_CTL_LISTENS = 8,
 };
 
 enum mg_ctl_hello_state { MG_HELLO_FRESH = 0, MG_HELLO_STOPPED = 1, MG_HELLO_RUNNING = 2 };
@@ -78,6 +79,8 @@ size_t mg_ctl_build_stopped(uint8_t *out, uint32_t request, uint32_t status, uin
 			    uint64_t dump_len);
 size_t mg_ctl_build_resumed(uint8_t *out, uint32_t request, uint32_t status, uint32_t n_qp);
 size_t mg_ctl_build_dump(uint8_t *out, uint32_t request, uint32_t status, uint64_t dump_len);
+
+size_t mg_ctl_build_listens(uint8_t *out, uint32_t request, const uint32_t *services, uint32_t n);
 
 /* ---- link.c: the socket, with descriptors ---------------------------------------------------------- */
 

@@ -132,3 +132,12 @@ size_t mg_ctl_build_dump(uint8_t *out, uint32_t request, uint32_t status, uint64
 
 	return (size_t)(put64(put32(put32(p, status), 0), dump_len) - out);
 }
+
+size_t mg_ctl_build_listens(uint8_t *out, uint32_t request, const uint32_t *services, uint32_t n)
+{
+	uint8_t *p = put32(put_header(out, MG_CTL_LISTENS, 4 + 4 * n, request), n);
+
+	for (uint32_t i = 0; i < n; i++)
+		p = put32(p, services[i]);
+	return (size_t)(p - out);
+}

@@ -133,6 +133,28 @@ static void cm_wake(void *arg, mg_time at)
 static const struct mg_cm_ops cm_ops = {
 	.random = op_random, .send = cm_send, .event = cm_event, .wake = cm_wake};
 
+int mg_device_service(struct mg_device *dev, uint32_t service, bool on)
+{
+	uint32_t n = dev->n_services;
+
+	if (on) {
+		if (n == MG_MAX_SERVICES)
+			return ENOSPC;
+		dev->service[dev->n_services++] = service;
+	}
+	for (uint32_t i = 0; i < n && !on; i++) {
+		if (dev->service[i] == service) {
+			dev->service[i] = dev->service[--dev->n_services];
+			break;
+		}
+	}
+	if (dev->control) {
+		atomic_store(&dev->services_changed, true);
+		mg_progress_wake(dev);
+	}
+	return 0;
+}
+
 static int open_cm(struct mg_device *dev, const struct mg_config *cfg)
 {
 	/* The slot is what a QPN of ours begins with, and a communication id, too. */

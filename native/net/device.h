@@ -21,6 +21,8 @@ struct mg_cm;	   /* cm/: the connection manager */
 struct mg_cm_conn;
 struct mg_cm_msg;
 
+#define MG_MAX_SERVICES 256u
+
 /* What the verbs layer shows about the port; filled by net/addr.c at open and at resume. */
 struct mg_port {
 	char ifname[IF_NAMESIZE];
@@ -40,7 +42,10 @@ struct mg_device {
 	struct mg_net *net;
 	struct mg_control *control; /* NULL: no agent, the process stands alone */
 	struct mg_cm *cm;
-	uint32_t cm_slot; /* ours behind the address, 0 without an agent */
+	uint32_t service[MG_MAX_SERVICES]; /* ports listened on: 0x0106pppp TCP, 0x0111pppp UDP */
+	uint32_t n_services;
+	_Atomic bool services_changed; /* since the agent was told */
+	uint32_t cm_slot;	       /* ours behind the address, 0 without an agent */
 	struct mg_port port;
 	unsigned refs;
 	_Atomic uint64_t last_poll; /* ns: when the application last polled; the thread keeps away */
@@ -75,6 +80,9 @@ int mg_device_probe(struct mg_port *port);
  */
 struct mg_device *mg_device_get(void);
 void mg_device_put(struct mg_device *dev); /* the last put closes thread, sockets, engine */
+
+/* Lock held. Listen on a service, or no more; the agent is told. ENOSPC: too many. */
+int mg_device_service(struct mg_device *dev, uint32_t service, bool on);
 
 void mg_device_let_in(struct mg_device *dev); /* give way to the progress thread, for a moment */
 

@@ -37,8 +37,15 @@ struct builder {
  * Processes behind one address are told apart by the destination QPN's top six bits, and the kernel
  * looks at a train's first packet only: all must be for the same process.
  */
+static bool is_mad(const struct mg_pkt *p)
+{
+	return !p->hdr[5] && !p->hdr[6] && p->hdr[7] == 1;
+}
+
 static bool same_train(const struct mg_pkt *a, const struct mg_pkt *b)
 {
+	if (is_mad(a) || is_mad(b)) /* told apart by what they say */
+		return false;
 	return a->tclass == b->tclass && a->hop_limit == b->hop_limit && !((a->hdr[5] ^ b->hdr[5]) >> 2) &&
 	       !memcmp(&a->dst, &b->dst, sizeof(a->dst)) && !memcmp(&a->src, &b->src, sizeof(a->src));
 }

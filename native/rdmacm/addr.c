@@ -366,7 +366,10 @@ MGC_EXPORT int rdma_listen(struct rdma_cm_id *ib, int backlog)
 		id->conn->v6_only = sa->sa_family == AF_INET6 && id->v6_only;
 		err = mg_cm_listen(id->conn, service, &bound);
 	}
+	if (!err)
+		err = mg_device_service(id->dev, (uint32_t)service, true);
 	if (!err) {
+		id->listed = true;
 		id->backlog = backlog > 0 && backlog < MGC_BACKLOG_MAX ? backlog : MGC_BACKLOG_MAX;
 		id->state = MGC_LISTEN;
 	}

@@ -218,6 +218,8 @@ static void wait_acks(struct mgc_id *id)
 static void detach(struct mgc_id *id)
 {
 	mgc_withdraw(id);
+	if (id->listed)
+		mg_device_service(id->dev, (uint32_t)id->conn->service_id, false);
 	if (id->conn)
 		mg_cm_conn_destroy(id->conn, mg_now());
 	id->conn = NULL;

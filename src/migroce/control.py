@@ -21,6 +21,8 @@ MAX_FDS = 4
 """Descriptors accepted with one message."""
 NO_SLOT = 0xFFFFFFFF
 NO_GID = b"\0" * 16
+MAX_SERVICES = 256
+"""Ports a process may listen on."""
 N_SLOTS = 64
 SLOT_SHIFT = 18
 SLOT_QPNS = 1 << SLOT_SHIFT
@@ -42,6 +44,7 @@ class Type(enum.IntEnum):
     RESUMED = 5
     DUMP_REQ = 6
     DUMP = 7
+    LISTENS = 8
 
 
 class HelloState(enum.IntEnum):
@@ -117,7 +120,14 @@ class DumpReply:
     dump_len: int = 0
 
 
-Message: TypeAlias = Hello | Welcome | Stop | Stopped | Resumed | DumpReq | DumpReply
+@dataclass(frozen=True, slots=True)
+class Listens:
+    """lib -> agent: all it listens on: 0x0106pppp TCP, 0x0111pppp UDP (an IP CM service id's low half)."""
+
+    services: tuple[int, ...]
+
+
+Message: TypeAlias = Hello | Welcome | Stop | Stopped | Resumed | DumpReq | DumpReply | Listens
 
 _HELLO = struct.Struct("<16s5I16s16s")
 _WELCOME = struct.Struct("<6I16s")
@@ -132,6 +142,7 @@ _MIN_BODY = {
     Type.RESUMED: _TWO.size,
     Type.DUMP_REQ: 0,
     Type.DUMP: _TWO_LEN.size,
+    Type.LISTENS: 4,
 }
 
 
@@ -154,6 +165,9 @@ def _body(msg: Message) -> tuple[Type, bytes]:
             return Type.DUMP_REQ, b""
         case DumpReply():
             return Type.DUMP, _TWO_LEN.pack(msg.status, 0, msg.dump_len)
+        case Listens():
+            n = len(msg.services)
+            return Type.LISTENS, struct.pack(f"<{n + 1}I", n, *msg.services)
 
 
 def encode(msg: Message, request_id: int = 0) -> bytes:
@@ -205,3 +219,8 @@ def _message(kind: Type, data: bytes) -> Message:
         case Type.DUMP:
             status, _rsv, dump_len = _TWO_LEN.unpack_from(data, at)
             return DumpReply(status, dump_len)
+        case Type.LISTENS:
+            (n,) = struct.unpack_from("<I", data, at)
+            if n > MAX_SERVICES or len(data) < at + 4 + 4 * n:
+                raise ControlError(f"a LISTENS of {len(data) - at} bytes is too short for {n} services, or these too many")
+            return Listens(struct.unpack_from(f"<{n}I", data, at + 4))

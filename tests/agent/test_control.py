@@ -19,6 +19,7 @@ MESSAGES: list[c.Message] = [
     c.Resumed(0, 4096),
     c.DumpReq(),
     c.DumpReply(0, 1234),
+    c.Listens((0x01061C06, 0x01110FA0)),
 ]
 
 

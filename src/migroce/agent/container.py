@@ -29,6 +29,7 @@ from migroce.control import (
     DumpReply,
     DumpReq,
     Hello,
+    Listens,
     Message,
     Resumed,
     Stopped,
@@ -123,6 +124,9 @@ class Container:
             self._on_resumed(ctx, msg)
         elif isinstance(msg, DumpReply):
             self._on_dump(ctx, request_id, msg, fds)
+        elif isinstance(msg, Listens):
+            if self.port is not None:
+                self.port.listens(ctx.slot, msg.services)
         else:
             raise ControlError(f"a process may not send {type(msg).__name__}")
 

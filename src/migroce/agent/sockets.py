@@ -24,6 +24,7 @@ from pathlib import Path
 from migroce.agent import netns
 from migroce.agent.errors import AgentError, errno_name
 from migroce.agent.slots import SlotTable
+from migroce.control import SLOT_SHIFT
 from migroce.icrc import ROCE_PORT
 
 RCVBUF = 8 << 20
@@ -42,7 +43,7 @@ ANY4, ANY6 = b"\0" * 4, b"\0" * 16
 Insn = tuple[int, int, int, int]
 """A classic BPF instruction: code, jump if true, jump if false, constant."""
 
-LDH, LDB, RSH, AND, JEQ, RET_A, RET_K = 0x28, 0x30, 0x74, 0x54, 0x15, 0x16, 0x06
+LDW, LDH, LDB, RSH, AND, JA, JEQ, RET_A, RET_K = 0x20, 0x28, 0x30, 0x74, 0x54, 0x05, 0x15, 0x16, 0x06
 
 
 def attach_bpf(sock: socket.socket, option: int, program: list[Insn]) -> None:
@@ -67,14 +68,43 @@ def accept_all(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
-def steering(index_of: dict[int, int]) -> list[Insn]:
-    """The program for slots at these indices. Packets for other slots go to anyone, who drops them."""
-    load: list[Insn] = [(LDB, 0, 0, 5), (RSH, 0, 0, 2)]
+_CM_REQ, _CM_SIDR_REQ, _CM_SIDR_REP = 0x10, 0x17, 0x18
+
+
+def _by_slot(index_of: dict[int, int]) -> list[Insn]:
+    """From the slot in A to the index. Packets for other slots go to anyone, who drops them."""
     if all(slot == index for slot, index in index_of.items()):
-        return [*load, (RET_A, 0, 0, 0)]
+        return [(RET_A, 0, 0, 0)]
+    chain: list[Insn] = []
     for slot, index in index_of.items():
-        load += [(JEQ, 0, 1, slot), (RET_K, 0, 0, index)]
-    return [*load, (RET_K, 0, 0, 0)]
+        chain += [(JEQ, 0, 1, slot), (RET_K, 0, 0, index)]
+    return [*chain, (RET_K, 0, 0, 0)]
+
+
+def steering(index_of: dict[int, int], services: dict[int, int] | None = None) -> list[Insn]:
+    """The program for slots at these indices. `services`: who listens on what, by slot.
+
+    Packets are for the slot in the destination QPN. Those for QP 1 are CM datagrams: requests are
+    for who listens on their service id (its low half is at byte 56), or for the lowest slot, which refuses
+    them; all others carry an id that their receiver has drawn, with its slot on top: SIDR_REP at byte 44,
+    the others at 48.
+    """
+    by_slot = _by_slot(index_of)
+    ports: list[Insn] = [(LDW, 0, 0, 56)]
+    for service, slot in (services or {}).items():
+        if slot in index_of:
+            ports += [(JEQ, 0, 1, service), (RET_K, 0, 0, index_of[slot])]
+    ports.append((RET_K, 0, 0, index_of[min(index_of)] if index_of else 0))
+    head: list[Insn] = [(LDW, 0, 0, 4), (AND, 0, 0, 0xFFFFFF), (JEQ, 2, 0, 1), (RSH, 0, 0, SLOT_SHIFT)]
+    requests: list[Insn] = [(LDH, 0, 0, 36), (JEQ, 7, 0, _CM_REQ), (JEQ, 6, 0, _CM_SIDR_REQ)]
+    answers: list[Insn] = [
+        (JEQ, 0, 2, _CM_SIDR_REP), (LDB, 0, 0, 44), (JA, 0, 0, 1), (LDB, 0, 0, 48), (RSH, 0, 0, 2),
+    ]  # fmt: skip
+    # head | over the rest to by_slot | requests (to ports) | answers | over ports to by_slot | ports | by_slot
+    return [
+        *head, (JA, 0, 0, len(requests) + len(answers) + 1 + len(ports)), *requests, *answers,
+        (JA, 0, 0, len(ports)), *ports, *by_slot,
+    ]  # fmt: skip
 
 
 def bind_address(gid: bytes) -> bytes | None:
@@ -157,6 +187,8 @@ class Group:
     family: socket.AddressFamily
     address: bytes
     members: list[Member] = field(default_factory=list)
+    services: dict[int, int] = field(default_factory=dict)
+    """Who listens on what: the port's table, shared by its groups."""
     uncertain: bool = False
     """The kernel's order is not known: the sockets must be made anew."""
 
@@ -212,7 +244,7 @@ class Group:
             self.uncertain = False
         if not self.uncertain:
             index_of = {m.slot: i for i, m in enumerate(self.members) if m.slot >= 0}
-            attach_bpf(sock, _SO_ATTACH_REUSEPORT_CBPF, steering(index_of))
+            attach_bpf(sock, _SO_ATTACH_REUSEPORT_CBPF, steering(index_of, self.services))
 
 
 class Port:
@@ -223,12 +255,13 @@ class Port:
         self.key = netns.key_of(netns_fd)
         self.slots: SlotTable[object] = SlotTable()
         self.groups: dict[bytes, Group] = {}
+        self.services: dict[int, int] = {}
         self.no_ipv6 = False
 
     def group(self, address: bytes) -> Group:
         """The group of an IPv4 (4 bytes) or IPv6 (16 bytes) address, made when needed."""
         family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-        return self.groups.setdefault(address, Group(family, address))
+        return self.groups.setdefault(address, Group(family, address, services=self.services))
 
     def sockets(self, slot: int) -> list[socket.socket]:
         """The slot's sockets, v4 first."""
@@ -276,8 +309,19 @@ class Port:
         for sock in socks:
             self.group(_bound(sock)).adopt(slot, sock)
 
+    def listens(self, slot: int, services: Sequence[int]) -> None:
+        """A process says all that it listens on. What another one has keeps being the other's."""
+        for service in [s for s, owner in self.services.items() if owner == slot]:
+            del self.services[service]
+        for service in services:
+            self.services.setdefault(service, slot)
+        for group in self.groups.values():
+            group.attach()
+
     def release_sockets(self, slot: int) -> bool:
         """Close the slot's sockets. True: `sweep` should be called now and then until it is False."""
+        for service in [s for s, owner in self.services.items() if owner == slot]:
+            del self.services[service]
         found = [group.remove(slot) for group in self.groups.values()]
         return any(found) and self.sweep()
 
