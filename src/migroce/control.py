@@ -222,5 +222,5 @@ def _message(kind: Type, data: bytes) -> Message:
         case Type.LISTENS:
             (n,) = struct.unpack_from("<I", data, at)
             if n > MAX_SERVICES or len(data) < at + 4 + 4 * n:
-                raise ControlError(f"a LISTENS of {len(data) - at} bytes is too short for {n} services, or these too many")
+                raise ControlError(f"a LISTENS of {len(data) - at} bytes is too short, or {n} are too many")
             return Listens(struct.unpack_from(f"<{n}I", data, at + 4))

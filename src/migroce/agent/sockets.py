@@ -100,7 +100,7 @@ def steering(index_of: dict[int, int], services: dict[int, int] | None = None) -
     answers: list[Insn] = [
         (JEQ, 0, 2, _CM_SIDR_REP), (LDB, 0, 0, 44), (JA, 0, 0, 1), (LDB, 0, 0, 48), (RSH, 0, 0, 2),
     ]  # fmt: skip
-    # head | over the rest to by_slot | requests (to ports) | answers | over ports to by_slot | ports | by_slot
+    # head | jump to by_slot | requests (to ports) | answers | jump to by_slot | ports | by_slot
     return [
         *head, (JA, 0, 0, len(requests) + len(answers) + 1 + len(ports)), *requests, *answers,
         (JA, 0, 0, len(ports)), *ports, *by_slot,
