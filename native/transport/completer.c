@@ -30,7 +30,7 @@ static void complete(struct mg_qp *qp, const struct mg_swqe *w, enum ibv_wc_stat
 
 	qp->send_done++;
 	if (w->flags & MG_WQE_SIGNALED || status != IBV_WC_SUCCESS)
-		mg_cq_push(qp->send_cq, &wc, false);
+		mg_cq_push(qp->send_cq, qp, &wc, false);
 }
 
 void mg_comp_fail(struct mg_qp *qp, enum ibv_wc_status status)

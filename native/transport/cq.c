@@ -36,22 +36,45 @@ int mg_cq_destroy(struct mg_cq *cq)
 		return EBUSY;
 	mg_idtab_del(&cq->e->cqs, cq->handle);
 	free(cq->ring);
+	free(cq->stamp);
 	free(cq);
 	return 0;
 }
 
+int mg_cq_stamp(struct mg_cq *cq)
+{
+	cq->stamp = calloc(cq->depth, sizeof(*cq->stamp));
+	return cq->stamp ? 0 : ENOMEM;
+}
+
+mg_time mg_cq_stamp_polled(const struct mg_cq *cq)
+{
+	return cq->stamp_polled;
+}
+
 int mg_cq_resize(struct mg_cq *cq, uint32_t cqe)
 {
+	mg_time *stamp = NULL;
 	struct ibv_wc *ring;
 
 	if (!cqe || cqe > MG_MAX_CQE || cqe < cq->fill)
 		return EINVAL;
 	ring = calloc(cqe, sizeof(*ring));
-	if (!ring)
+	if (cq->stamp)
+		stamp = calloc(cqe, sizeof(*stamp));
+	if (!ring || (cq->stamp && !stamp)) {
+		free(ring);
+		free(stamp);
 		return ENOMEM;
-	for (uint32_t i = 0; i < cq->fill; i++)
+	}
+	for (uint32_t i = 0; i < cq->fill; i++) {
 		ring[i] = cq->ring[(cq->head + i) % cq->depth];
+		if (stamp)
+			stamp[i] = cq->stamp[(cq->head + i) % cq->depth];
+	}
 	free(cq->ring);
+	free(cq->stamp);
+	cq->stamp = stamp;
 	cq->ring = ring;
 	cq->depth = cqe;
 	cq->head = 0;
@@ -74,6 +97,8 @@ int mg_cq_poll(struct mg_cq *cq, int n, struct ibv_wc *wc)
 
 	while (got < n && cq->fill) {
 		wc[got++] = cq->ring[cq->head];
+		if (cq->stamp)
+			cq->stamp_polled = cq->stamp[cq->head];
 		cq->head = cq->head + 1 == cq->depth ? 0 : cq->head + 1;
 		cq->fill--;
 	}
@@ -93,19 +118,30 @@ void mg_cq_arm(struct mg_cq *cq, bool solicited_only)
 		cq->armed = solicited_only ? 2 : 1;
 }
 
-void mg_cq_push(struct mg_cq *cq, const struct ibv_wc *wc, bool solicited)
+/* Not at once: whoever completes a request may be in the middle of a queue. */
+static void overrun(struct mg_cq *cq, struct mg_qp *qp)
+{
+	if (!cq->overrun) /* IBA C10-39: told once */
+		cq->e->ops->async_event(cq->e->arg, IBV_EVENT_CQ_ERR, cq);
+	cq->overrun = true;
+	qp->overrun = true;
+	mg_qp_ready(qp);
+}
+
+void mg_cq_push(struct mg_cq *cq, struct mg_qp *qp, const struct ibv_wc *wc, bool solicited)
 {
 	struct mg_engine *e = cq->e;
 	uint32_t at;
 
-	if (cq->fill == cq->depth) { /* IBA C10-39: overrun is fatal to the CQ, told once */
-		if (!cq->overrun)
-			e->ops->async_event(e->arg, IBV_EVENT_CQ_ERR, cq);
-		cq->overrun = true;
+	if (cq->fill == cq->depth) {
+		overrun(cq, qp);
 		return;
 	}
 	at = cq->head + cq->fill;
-	cq->ring[at >= cq->depth ? at - cq->depth : at] = *wc;
+	at = at >= cq->depth ? at - cq->depth : at;
+	cq->ring[at] = *wc;
+	if (cq->stamp)
+		cq->stamp[at] = e->now;
 	cq->fill++;
 	cq->total++;
 	if (cq->armed == 1 || (cq->armed == 2 && (solicited || wc->status != IBV_WC_SUCCESS))) {

@@ -155,6 +155,10 @@ static enum mg_tx_result qp_tx(struct mg_qp *qp, mg_time now, unsigned flags, bo
 {
 	enum mg_tx_result resp, req;
 
+	if (qp->overrun) {
+		qp->overrun = false;
+		mg_qp_fatal(qp, IBV_EVENT_QP_FATAL);
+	}
 	if (mg_mig_tx(qp, p))
 		return MG_TX_PACKET;
 	if (mg_qp_unacked(qp))
@@ -170,6 +174,7 @@ size_t mg_tx(struct mg_engine *e, mg_time now, unsigned flags, struct mg_pkt *ou
 {
 	size_t n = 0;
 
+	e->now = now;
 	if (e->stopped)
 		return 0;
 	if (!(flags & MG_TX_LAZY))
@@ -276,6 +281,7 @@ void mg_rx(struct mg_engine *e, mg_time now, const struct mg_rx *meta, const uin
 	struct mg_hdrs h;
 	struct mg_qp *qp;
 
+	e->now = now;
 	if (e->stopped)
 		return;
 	if (mg_hdrs_parse(buf, len, &h)) {
@@ -324,6 +330,7 @@ mg_time mg_deadline(const struct mg_engine *e)
 
 void mg_timer(struct mg_engine *e, mg_time now)
 {
+	e->now = now;
 	while (!e->stopped && e->heap_len && e->heap[0]->timer <= now) {
 		struct mg_qp *qp = e->heap[0];
 

@@ -108,6 +108,9 @@ uint32_t mg_cq_depth(const struct mg_cq *cq);
 void *mg_cq_owner(const struct mg_cq *cq);
 int mg_cq_poll(struct mg_cq *cq, int n, struct ibv_wc *wc); /* entries written, 0..n; <0 never */
 void mg_cq_arm(struct mg_cq *cq, bool solicited_only);
+/* From now on note when a completion comes in; to be called before any does. */
+int mg_cq_stamp(struct mg_cq *cq);
+mg_time mg_cq_stamp_polled(const struct mg_cq *cq); /* of the one that mg_cq_poll gave last */
 /* For the dump: the completion channel's descriptor (-1: none), its events of this CQ not fetched yet. */
 void mg_cq_note(struct mg_cq *cq, int channel, uint32_t events);
 

@@ -92,6 +92,8 @@ struct mg_cq {
 	bool overrun;
 	uint64_t total;
 	uint32_t channel, events; /* for the dump only: mg_cq_note */
+	mg_time *stamp;		  /* beside `ring`: when each was put there; NULL: nobody asks */
+	mg_time stamp_polled;	  /* of the one polled last */
 };
 
 /* Window in packets (window.c). */
@@ -288,6 +290,7 @@ struct mg_qp {
 	struct mg_responder resp;
 	struct mg_migration mig;
 	bool sqd_notify;
+	bool overrun; /* a CQ had no room for a completion of ours */
 
 	uint8_t *sq; /* ring of sq_size entries, sq_stride bytes each */
 	uint32_t sq_size, sq_stride;
@@ -340,6 +343,7 @@ struct mg_engine {
 	bool stopped;
 	uint32_t epoch;
 	uint64_t counters[MG_CNT_MAX];
+	mg_time now; /* the latest we were told */
 };
 
 /* ---- helpers ------------------------------------------------------------------------------ */
@@ -409,7 +413,8 @@ int mg_sge_scatter(struct mg_pd *pd, const struct ibv_sge *sge, uint32_t n_sge, 
 		   const uint8_t *data, uint32_t len); /* EFAULT as above, EMSGSIZE: the list is too short */
 
 /* cq.c */
-void mg_cq_push(struct mg_cq *cq, const struct ibv_wc *wc, bool solicited);
+/* A completion of `qp` into `cq`. If there is no room both break: the QP not before its next turn. */
+void mg_cq_push(struct mg_cq *cq, struct mg_qp *qp, const struct ibv_wc *wc, bool solicited);
 
 /* rq.c */
 int mg_rq_init(struct mg_rq *rq, uint32_t max_wr, uint32_t max_sge);

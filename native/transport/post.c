@@ -182,7 +182,7 @@ int mg_post_send(struct mg_qp *qp, mg_time now, struct ibv_send_wr *wr, struct i
 {
 	int err = 0;
 
-	(void)now;
+	qp->e->now = now;
 	for (; wr; wr = wr->next) {
 		uint64_t length;
 

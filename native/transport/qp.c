@@ -219,6 +219,7 @@ static void reset(struct mg_qp *qp)
 	qp->attr = (struct ibv_qp_attr){0};
 	qp->local = qp->e->cfg.addr;
 	qp->sgid_index = MG_GID_MAIN;
+	qp->overrun = false;
 	qp->state = IBV_QPS_RESET;
 	/* The token stays with the number: a peer that learned it may still hold it. */
 	struct mg_migration fresh = {
@@ -242,6 +243,7 @@ int mg_qp_modify(struct mg_qp *qp, mg_time now, const struct ibv_qp_attr *attr, 
 	enum ibv_qp_state from = qp->state, to = mask & IBV_QP_STATE ? attr->qp_state : from;
 	int err;
 
+	qp->e->now = now;
 	mask = own_half(qp->type, mask);
 	if (mask & IBV_QP_CUR_STATE && attr->cur_qp_state != from)
 		return EINVAL;

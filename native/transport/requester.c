@@ -93,7 +93,7 @@ void mg_req_flush(struct mg_qp *qp)
 				    .status = IBV_WC_WR_FLUSH_ERR,
 				    .qp_num = qp->qpn};
 
-		mg_cq_push(qp->send_cq, &wc, false);
+		mg_cq_push(qp->send_cq, qp, &wc, false);
 	}
 	r->cur = r->tail;
 	r->una = r->snd = r->max = r->end;

@@ -114,7 +114,7 @@ void mg_recv_done(struct mg_qp *qp, struct ibv_wc *wc, bool solicited)
 	wc->qp_num = qp->qpn;
 	qp->resp.have_wqe = false;
 	qp->recv_done++;
-	mg_cq_push(srq && srq->cq ? srq->cq : qp->recv_cq, wc, solicited);
+	mg_cq_push(srq && srq->cq ? srq->cq : qp->recv_cq, qp, wc, solicited);
 }
 
 void mg_recv_flush(struct mg_qp *qp)

@@ -32,6 +32,7 @@ static void set_ops(struct verbs_context *v)
 
 	v->query_port = mgv_query_port;
 	v->query_device_ex = mgv_query_device_ex;
+	v->query_rt_values = mgv_query_rt_values;
 	v->create_cq_ex = mgv_create_cq_ex;
 	v->create_qp_ex = mgv_create_qp_ex;
 	v->open_qp = mgv_open_qp;

@@ -8,10 +8,11 @@
 /* A program that always finds something polls the network once in so many polls. */
 #define BUSY_POLLS 8u
 
-#define WC_FLAGS ((uint64_t)IBV_WC_STANDARD_FLAGS)
+#define STAMPS (IBV_WC_EX_WITH_COMPLETION_TIMESTAMP | IBV_WC_EX_WITH_COMPLETION_TIMESTAMP_WALLCLOCK)
+#define WC_FLAGS ((uint64_t)(IBV_WC_STANDARD_FLAGS | STAMPS))
 
 static struct mgv_cq *cq_create(struct ibv_context *c, uint32_t cqe, void *cq_context,
-				struct ibv_comp_channel *channel, uint32_t comp_vector)
+				struct ibv_comp_channel *channel, uint32_t comp_vector, bool stamps)
 {
 	struct mgv_context *ctx = mgv_ctx(c);
 	struct mgv_cq *cq = NULL;
@@ -28,6 +29,11 @@ static struct mgv_cq *cq_create(struct ibv_context *c, uint32_t cqe, void *cq_co
 	cq->dev = ctx->dev;
 	mg_device_lock(ctx->dev);
 	err = mg_cq_create(ctx->dev->engine, cqe, cq, &cq->mg);
+	if (!err && stamps) {
+		err = mg_cq_stamp(cq->mg);
+		if (err)
+			mg_cq_destroy(cq->mg);
+	}
 	if (!err) {
 		cq->ib.handle = mgv_handle(ctx);
 		mg_cq_note(cq->mg, channel ? channel->fd : -1, 0);
@@ -67,7 +73,7 @@ MGV_EXPORT struct ibv_cq *ibv_create_cq(struct ibv_context *context, int cqe, vo
 		errno = EINVAL;
 		return NULL;
 	}
-	cq = cq_create(context, (uint32_t)cqe, cq_context, channel, (uint32_t)comp_vector);
+	cq = cq_create(context, (uint32_t)cqe, cq_context, channel, (uint32_t)comp_vector, false);
 	return cq ? mgv_cq_ib(cq) : NULL;
 }
 
@@ -90,7 +96,8 @@ struct ibv_cq_ex *mgv_create_cq_ex(struct ibv_context *c, struct ibv_cq_init_att
 		errno = EINVAL;
 		return NULL;
 	}
-	cq = cq_create(c, attr->cqe, attr->cq_context, attr->channel, attr->comp_vector);
+	cq = cq_create(c, attr->cqe, attr->cq_context, attr->channel, attr->comp_vector,
+		       attr->wc_flags & STAMPS);
 	return cq ? &cq->ib : NULL;
 }
 

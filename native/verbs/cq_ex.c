@@ -8,6 +8,8 @@
  */
 #include "verbs/mgv.h"
 
+#include <time.h>
+
 static struct mgv_cq *of(struct ibv_cq_ex *c)
 {
 	return mgv_container(c, struct mgv_cq, ib);
@@ -20,6 +22,7 @@ static int fetch_one(struct mgv_cq *cq)
 
 	mg_device_lock(cq->dev);
 	got = mgv_cq_fetch(cq, 1, &cq->wc);
+	cq->stamp = mg_cq_stamp_polled(cq->mg);
 	mg_device_unlock(cq->dev);
 	if (!got)
 		mg_net_relax(cq->dev);
@@ -104,11 +107,26 @@ static uint8_t read_dlid_path_bits(struct ibv_cq_ex *c)
 	return of(c)->wc.dlid_path_bits;
 }
 
-/* Not to be asked for (creation refuses the flags), and answered by zeros if asked all the same. */
-static uint64_t read_zero64(struct ibv_cq_ex *c)
+/* The device's clock counts ns (ibv_query_rt_values_ex): when the packet's batch was looked at. */
+static uint64_t read_completion_ts(struct ibv_cq_ex *c)
 {
-	return 0;
+	return of(c)->stamp;
 }
+
+static uint64_t ns(clockid_t clock)
+{
+	struct timespec t;
+
+	clock_gettime(clock, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static uint64_t read_wallclock(struct ibv_cq_ex *c)
+{
+	return of(c)->stamp ? ns(CLOCK_REALTIME) - (ns(CLOCK_MONOTONIC) - of(c)->stamp) : 0;
+}
+
+/* Not to be asked for (creation refuses the flags), and answered by zeros if asked all the same. */
 static uint32_t read_zero32(struct ibv_cq_ex *c)
 {
 	return 0;
@@ -139,9 +157,9 @@ void mgv_cq_ex_init(struct mgv_cq *cq)
 	c->read_slid = read_slid;
 	c->read_sl = read_sl;
 	c->read_dlid_path_bits = read_dlid_path_bits;
-	c->read_completion_ts = read_zero64;
+	c->read_completion_ts = read_completion_ts;
 	c->read_cvlan = read_zero16;
 	c->read_flow_tag = read_zero32;
 	c->read_tm_info = read_tm_info;
-	c->read_completion_wallclock_ns = read_zero64;
+	c->read_completion_wallclock_ns = read_wallclock;
 }

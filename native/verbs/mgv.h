@@ -171,6 +171,7 @@ struct mgv_cq {
 	unsigned busy;		   /* polls since the network was last looked at */
 	bool armed;		   /* an event is wanted: polling does not keep the progress thread away */
 	struct ibv_wc wc;	   /* what read_* tell about */
+	mg_time stamp;		   /* ... when it came, for CQs that asked for it */
 	pthread_mutex_t poll_lock; /* start_poll .. end_poll */
 	unsigned pending;	   /* events in the channel's queue */
 	struct mgv_list ready;	   /* in the channel's cqs */
@@ -268,6 +269,7 @@ uint32_t mgv_handle(struct mgv_context *ctx); /* dev->lock held */
 /* query.c */
 int mgv_query_device_ex(struct ibv_context *c, const struct ibv_query_device_ex_input *in,
 			struct ibv_device_attr_ex *attr, size_t size);
+int mgv_query_rt_values(struct ibv_context *c, struct ibv_values_ex *values);
 int mgv_query_port(struct ibv_context *c, uint8_t port, struct ibv_port_attr *attr, size_t len);
 
 /* sysfs.c: the text of a file below the device's directory in /sys, without line end */

@@ -67,7 +67,6 @@ NO_PTR(struct ibv_rwq_ind_table, no_create_rwq, struct ibv_context *c,
 NO_INT(no_destroy_wq, struct ibv_wq *wq);
 NO_INT(no_modify_wq, struct ibv_wq *wq, struct ibv_wq_attr *attr);
 NO_PTR(struct ibv_wq, no_create_wq, struct ibv_context *c, struct ibv_wq_init_attr *attr);
-NO_INT(no_rt_values, struct ibv_context *c, struct ibv_values_ex *values);
 NO_INT(no_destroy_flow, struct ibv_flow *flow);
 NO_PTR(struct ibv_flow, no_create_flow, struct ibv_qp *qp, struct ibv_flow_attr *attr);
 
@@ -123,7 +122,6 @@ void mgv_ops_defaults(struct verbs_context *v)
 	v->destroy_wq = no_destroy_wq;
 	v->modify_wq = no_modify_wq;
 	v->create_wq = no_create_wq;
-	v->query_rt_values = no_rt_values;
 	v->ibv_destroy_flow = no_destroy_flow;
 	v->ibv_create_flow = no_create_flow;
 	/* Programs built against libibverbs 1.1.8 look for the two flow calls here. */

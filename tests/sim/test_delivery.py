@@ -231,13 +231,15 @@ def test_a_cq_armed_for_solicited_events_sleeps_through_the_others() -> None:
         assert w.b.wcs[-1].status == WcStatus.WR_FLUSH_ERR
 
 
-def test_an_overrun_cq_says_so_once() -> None:
+def test_an_overrun_cq_says_so_once_and_ends_the_qps_that_need_it() -> None:
     with Pair(mode=CqMode.MANUAL, cqe=3) as w:
         w.b.recvs(6, 8)
         for i in range(6):
             w.a.send(i, b"x", flags=SendFlag.SIGNALED if i == 5 else 0)
         w.go()
-        assert [(e.type, e.cq) for e in w.events()] == [(Event.CQ_ERR, w.b.cq.index)]
+        told = [(e.type, e.cq, e.qp) for e in w.events()]
+        assert told == [(Event.CQ_ERR, w.b.cq.index, -1), (Event.QP_FATAL, -1, w.b.qp.index)]
+        assert w.b.qp.state() is QpState.ERR
         assert [wc.wr_id for wc in w.b.cq.poll()] == [0, 1, 2]
 
 

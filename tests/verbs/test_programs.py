@@ -87,6 +87,7 @@ PINGPONG = (
     "ibv_rc_pingpong -g 1 -n 500 --new_send",
     "ibv_rc_pingpong -g 1 -n 100 -m 4096 -s 1000000",
     "ibv_rc_pingpong -g 1 -n 500 -c",
+    "ibv_rc_pingpong -g 1 -n 300 -t",
     "ibv_uc_pingpong -g 1 -n 500",
     "ibv_uc_pingpong -g 1 -n 200 -e -s 20000 -m 1024",
     "ibv_uc_pingpong -g 1 -n 200 -c -s 9000",
@@ -160,3 +161,15 @@ def test_ibv_devinfo_tells_everything(preload: Preload) -> None:
     ):  # fmt: skip
         assert line in done.stdout
     assert re.search(r"GID\[ +1\]:\s+::ffff:127\.0\.0\.1, RoCE v2", done.stdout)
+
+
+def test_ibv_asyncwatch_waits_for_events(preload: Preload) -> None:
+    with subprocess.Popen(
+        _command("ibv_asyncwatch"), env=preload.environment("127.0.0.1"), stdout=subprocess.PIPE, text=True
+    ) as watch:
+        try:
+            assert watch.stdout is not None
+            assert re.fullmatch(r"rxe0: async event FD \d+\n", watch.stdout.readline())
+            assert watch.poll() is None
+        finally:
+            watch.kill()

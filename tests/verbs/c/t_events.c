@@ -364,6 +364,36 @@ static void a_cq_that_overflows_says_so(void)
 	} while (ev.event_type == IBV_EVENT_COMM_EST);
 	CHECK_EQ(ev.event_type, IBV_EVENT_CQ_ERR);
 	CHECK(ev.element.cq == a.scq);
+	wait_async(a.qp, IBV_EVENT_QP_FATAL); /* it can no longer tell what became of its requests */
+	tv_pair_close(&a, &b);
+}
+
+static void a_drained_send_queue_says_so(void)
+{
+	struct ibv_qp_attr sqd = {.qp_state = IBV_QPS_SQD, .en_sqd_async_notify = 1};
+	struct ibv_qp_attr rts = {.qp_state = IBV_QPS_RTS};
+	struct ibv_qp_init_attr init;
+	struct ibv_qp_attr attr;
+	struct ibv_send_wr wr;
+	struct ibv_sge sge;
+	struct ibv_wc wc;
+
+	tv_pair(&a, &b, &(struct tv_opt){0});
+	wr = tv_wr(&a, IBV_WR_SEND, 1, &sge, 0, 100000);
+	CHECK_EQ(tv_recv(&b, 1, 0, 100000), 0);
+	CHECK_EQ(tv_recv(&b, 2, 0, 100000), 0);
+	CHECK_EQ(tv_post(&a, &wr), 0);
+	CHECK_EQ(ibv_modify_qp(a.qp, &sqd, IBV_QP_STATE | IBV_QP_EN_SQD_ASYNC_NOTIFY), 0);
+	wr.wr_id = 2; /* posted when drained or draining: it waits */
+	CHECK_EQ(tv_post(&a, &wr), 0);
+	wait_async(a.qp, IBV_EVENT_SQ_DRAINED);
+	tv_wait_ok(a.scq, 1);
+	CHECK_EQ(ibv_query_qp(a.qp, &attr, IBV_QP_STATE, &init), 0);
+	CHECK(attr.qp_state == IBV_QPS_SQD && !attr.sq_draining);
+	usleep(20000); /* nothing may happen */
+	CHECK_EQ(ibv_poll_cq(a.scq, 1, &wc), 0);
+	CHECK_EQ(ibv_modify_qp(a.qp, &rts, IBV_QP_STATE), 0);
+	tv_wait_ok(a.scq, 2);
 	tv_pair_close(&a, &b);
 }
 
@@ -450,5 +480,6 @@ TV_MAIN(T(an_armed_cq_tells_once), T(a_program_that_sleeps_is_woken), T(a_descri
 	T(events_add_up), T(destroying_waits_for_acknowledgements), T(a_signal_interrupts_the_wait),
 	T(a_restarting_handler_does_not), T(a_refused_access_is_an_event_for_the_responder),
 	T(the_first_packet_in_rtr_is_an_event), T(a_cq_that_overflows_says_so),
-	T(unread_async_events_go_with_their_object), T(destroying_a_qp_waits_for_its_async_acknowledgement),
+	T(a_drained_send_queue_says_so), T(unread_async_events_go_with_their_object),
+	T(destroying_a_qp_waits_for_its_async_acknowledgement),
 	T(a_channel_survives_losing_its_semaphore_mode))

@@ -3,6 +3,8 @@
 #include "tv.h"
 
 #include <arpa/inet.h>
+#include <time.h>
+#include <unistd.h>
 
 static struct tv_end a, b;
 static struct ibv_qp_ex *q;
@@ -349,6 +351,59 @@ static void an_extended_cq_can_be_polled_the_old_way(void)
 	tv_pair_close(&a, &b);
 }
 
+static uint64_t raw_clock(struct ibv_context *ctx)
+{
+	struct ibv_values_ex v = {.comp_mask = IBV_VALUES_MASK_RAW_CLOCK};
+
+	CHECK_EQ(ibv_query_rt_values_ex(ctx, &v), 0);
+	CHECK(!v.raw_clock.tv_sec);
+	return (uint64_t)v.raw_clock.tv_nsec;
+}
+
+static uint64_t wallclock(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void completions_tell_when_they_came(void)
+{
+	const struct tv_opt opt = {.ex_cq = true,
+				   .wc_flags = IBV_WC_EX_WITH_COMPLETION_TIMESTAMP |
+					       IBV_WC_EX_WITH_COMPLETION_TIMESTAMP_WALLCLOCK};
+	uint64_t before, after, last, wall;
+	struct ibv_sge sge;
+	struct ibv_wc wc;
+
+	tv_pair(&a, &b, &opt);
+	for (unsigned i = 0; i < 3; i++)
+		CHECK_EQ(tv_recv(&b, i, 0, 64), 0);
+	before = last = raw_clock(a.ctx);
+	wall = wallclock();
+	for (unsigned i = 0; i < 3; i++) {
+		struct ibv_send_wr wr = tv_wr(&a, IBV_WR_SEND, i, &sge, 0, 64);
+
+		CHECK_EQ(tv_post(&a, &wr), 0);
+		wc = tv_wait(a.scq); /* the receiver's is there now, and is looked at later */
+		CHECK(wc.status == IBV_WC_SUCCESS && wc.wr_id == i);
+	}
+	CHECK_EQ(ibv_resize_cq(b.rcq, 300), 0);
+	after = raw_clock(a.ctx);
+	usleep(10000);
+	for (unsigned i = 0; i < 3; i++) {
+		start_wait(ex(b.rcq));
+		CHECK_EQ(ex(b.rcq)->wr_id, i);
+		CHECK(ibv_wc_read_completion_ts(ex(b.rcq)) >= last);
+		last = ibv_wc_read_completion_ts(ex(b.rcq));
+		CHECK(last >= before && last <= after);
+		CHECK(ibv_wc_read_completion_wallclock_ns(ex(b.rcq)) - wall <= after - before + 5000000);
+		ibv_end_poll(ex(b.rcq));
+	}
+	tv_pair_close(&a, &b);
+}
+
 static void creation_of_extended_cqs_checks_flags(void)
 {
 	struct ibv_context *ctx = tv_open();
@@ -365,7 +420,7 @@ static void creation_of_extended_cqs_checks_flags(void)
 		CHECK_ERRNO(ibv_create_cq_ex(ctx, &x), err); \
 	} while (0)
 	BAD(EOPNOTSUPP, x.comp_mask = 1u << 9);
-	BAD(EOPNOTSUPP, x.wc_flags |= IBV_WC_EX_WITH_COMPLETION_TIMESTAMP);
+	BAD(EOPNOTSUPP, x.wc_flags |= IBV_WC_EX_WITH_CVLAN);
 	BAD(EOPNOTSUPP, x.wc_flags |= IBV_WC_EX_WITH_FLOW_TAG);
 	BAD(EOPNOTSUPP, x.wc_flags |= 1ull << 50);
 	BAD(EOPNOTSUPP,
@@ -390,4 +445,5 @@ TV_MAIN(T(every_operation_works), T(a_batch_is_posted_in_order), T(lists_of_piec
 	T(aborted_batches_leave_nothing), T(mistakes_refuse_the_whole_batch),
 	T(a_batch_larger_than_the_queue_is_refused_whole), T(posting_before_rts_is_refused),
 	T(both_interfaces_mix), T(completions_are_read_field_by_field),
-	T(an_extended_cq_can_be_polled_the_old_way), T(creation_of_extended_cqs_checks_flags))
+	T(an_extended_cq_can_be_polled_the_old_way), T(completions_tell_when_they_came),
+	T(creation_of_extended_cqs_checks_flags))

@@ -79,7 +79,7 @@ static struct ibv_cq *make_cq(struct tv_end *e, const struct tv_opt *opt)
 	struct ibv_cq_init_attr_ex attr = {.cqe = or ((unsigned)opt->cqe, 256),
 					   .cq_context = e,
 					   .channel = e->channel,
-					   .wc_flags = IBV_WC_STANDARD_FLAGS};
+					   .wc_flags = IBV_WC_STANDARD_FLAGS | opt->wc_flags};
 	struct ibv_cq_ex *ex;
 
 	if (!opt->ex_cq)

@@ -61,6 +61,7 @@ struct tv_opt {
 	bool sig_all;
 	bool unconnected;				/* leave the QPs in RESET */
 	bool channel;					/* a completion channel for each CQ */
+	uint64_t wc_flags;				/* of those CQs, beside the standard ones */
 	bool ex_cq;					/* CQs by ibv_create_cq_ex */
 	uint64_t send_ops;				/* QPs by ibv_create_qp_ex with these */
 	enum ibv_mtu mtu;				/* 0: 1024 */
