@@ -88,8 +88,10 @@ int mg_pd_destroy(struct mg_pd *pd); /* EBUSY while used */
 /* `addr` is dereferenced only in [addr, addr+length). iova: the remote view of its start. */
 int mg_mr_create(struct mg_pd *pd, void *addr, size_t length, uint64_t iova, unsigned access,
 		 struct mg_mr **out);
-bool mg_mr_bound(const struct mg_mr *mr); /* windows are bound to it */
-int mg_mr_destroy(struct mg_mr *mr);	  /* EBUSY while windows are bound to it */
+/* Another region under the same keys. As create, and EBUSY while windows are bound to it; then it stays as it was. */
+int mg_mr_change(struct mg_mr *mr, struct mg_pd *pd, void *addr, size_t length, uint64_t iova,
+		 unsigned access);
+int mg_mr_destroy(struct mg_mr *mr); /* EBUSY while windows are bound to it */
 uint32_t mg_mr_lkey(const struct mg_mr *mr);
 uint32_t mg_mr_rkey(const struct mg_mr *mr);
 

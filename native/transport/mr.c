@@ -37,15 +37,11 @@ void mg_key_draw(struct mg_engine *e, uint32_t *key)
 	} while (!(*key >> 8) || mg_idtab_get(&e->mrs, *key >> 8) || mg_idtab_get(&e->mws, *key >> 8));
 }
 
-int mg_mr_create(struct mg_pd *pd, void *addr, size_t length, uint64_t iova, unsigned access,
-		 struct mg_mr **out)
+static int check_region(const void *addr, size_t length, uint64_t iova, unsigned access)
 {
 	const unsigned known = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ |
 			       IBV_ACCESS_REMOTE_ATOMIC | IBV_ACCESS_MW_BIND | IBV_ACCESS_RELAXED_ORDERING |
 			       IBV_ACCESS_HUGETLB | MG_ACCESS_FLUSH_GLOBAL;
-	struct mg_engine *e = pd->e;
-	struct mg_mr *mr;
-	int err;
 
 	if (access & ~known & ~(unsigned)IBV_ACCESS_OPTIONAL_RANGE)
 		return EOPNOTSUPP;
@@ -55,6 +51,18 @@ int mg_mr_create(struct mg_pd *pd, void *addr, size_t length, uint64_t iova, uns
 		return EINVAL;
 	if (length && ((uintptr_t)addr + length - 1 < (uintptr_t)addr || iova + length - 1 < iova))
 		return EINVAL;
+	return 0;
+}
+
+int mg_mr_create(struct mg_pd *pd, void *addr, size_t length, uint64_t iova, unsigned access,
+		 struct mg_mr **out)
+{
+	struct mg_engine *e = pd->e;
+	struct mg_mr *mr;
+	int err = check_region(addr, length, iova, access);
+
+	if (err)
+		return err;
 	mr = calloc(1, sizeof(*mr));
 	if (!mr)
 		return ENOMEM;
@@ -70,9 +78,18 @@ int mg_mr_create(struct mg_pd *pd, void *addr, size_t length, uint64_t iova, uns
 	return 0;
 }
 
-bool mg_mr_bound(const struct mg_mr *mr)
+int mg_mr_change(struct mg_mr *mr, struct mg_pd *pd, void *addr, size_t length, uint64_t iova,
+		 unsigned access)
 {
-	return mr->n_mw != 0;
+	int err = mr->n_mw ? EBUSY : check_region(addr, length, iova, access);
+
+	if (err)
+		return err;
+	mr->pd->refs--;
+	pd->refs++;
+	*mr = (struct mg_mr){
+		.pd = pd, .addr = addr, .iova = iova, .length = length, .access = access, .key = mr->key};
+	return 0;
 }
 
 int mg_mr_destroy(struct mg_mr *mr)

@@ -79,7 +79,7 @@ static struct ibv_context *open_ours(void)
 	}
 
 	c->device = &mgv_device.ib;
-	c->cmd_fd = -1;
+	c->cmd_fd = ctx->async_sem.fd; /* no kernel takes commands; programs may still dup it */
 	c->async_fd = ctx->async_sem.fd;
 	c->num_comp_vectors = cpus > 0 ? (int)cpus : 1;
 	c->abi_compat = __VERBS_ABI_IS_EXTENDED;
@@ -191,8 +191,12 @@ MGV_EXPORT int ibv_close_device(struct ibv_context *context)
 	return 0;
 }
 
-/* Imports name a kernel file descriptor or kernel object handles: never ours. */
+/* Imports name a kernel file descriptor or kernel object handles: ours cannot be shared so. */
 MGV_EXPORT struct ibv_context *ibv_import_device(int cmd_fd)
 {
-	return MGV_FORWARD_PTR(ibv_import_device, cmd_fd);
+	struct ibv_context *c = MGV_FORWARD_PTR(ibv_import_device, cmd_fd);
+
+	if (!c && (errno == EINVAL || errno == ENOSYS)) /* no real device's: may be our cmd_fd */
+		errno = EOPNOTSUPP;
+	return c;
 }

@@ -26,14 +26,15 @@ static int check_mr(const void *addr, size_t length, unsigned access)
 	return mgv_check_mapped(addr, length, access & IBV_ACCESS_LOCAL_WRITE);
 }
 
-/* dev->lock held */
-static int mr_create(struct mgv_pd *pd, void *addr, size_t length, uint64_t iova, unsigned access,
-		     struct mg_mr **out)
+static uint64_t base(uint64_t iova, unsigned access)
 {
-	return mg_mr_create(pd->mg, addr, length, access & IBV_ACCESS_ZERO_BASED ? 0 : iova,
-			    access & (IBV_ACCESS_LOCAL_WRITE | REMOTE_WRITERS | IBV_ACCESS_REMOTE_READ |
-				      IBV_ACCESS_MW_BIND | MG_ACCESS_FLUSH_GLOBAL),
-			    out);
+	return access & IBV_ACCESS_ZERO_BASED ? 0 : iova;
+}
+
+static unsigned access_of(unsigned access)
+{
+	return access & (IBV_ACCESS_LOCAL_WRITE | REMOTE_WRITERS | IBV_ACCESS_REMOTE_READ |
+			 IBV_ACCESS_MW_BIND | MG_ACCESS_FLUSH_GLOBAL);
 }
 
 static void mr_fill(struct mgv_mr *mr, struct mgv_pd *pd, void *addr, size_t length, uint64_t iova,
@@ -67,7 +68,7 @@ struct ibv_mr *mgv_reg_mr(struct ibv_pd *ibpd, void *addr, size_t length, uint64
 		goto err;
 	}
 	mg_device_lock(ctx->dev);
-	err = mr_create(pd, addr, length, iova, access, &mg);
+	err = mg_mr_create(pd->mg, addr, length, base(iova, access), access_of(access), &mg);
 	if (!err) {
 		mr_fill(mr, pd, addr, length, iova, access, mg);
 		mr->ib.handle = mgv_handle(ctx);
@@ -155,7 +156,7 @@ struct ibv_mr *mgv_reg_mr_ex(struct ibv_pd *pd, struct reg_mr_ex_attr *attr)
 }
 
 /*
- * The keys change with any re-registration. On failure the old region stays as it was, which
+ * The keys stay, as with the kernel's driver. On failure the old region stays as it was, which
  * libibverbs calls IBV_REREG_MR_ERR_INPUT.
  */
 MGV_EXPORT int ibv_rereg_mr(struct ibv_mr *ibmr, int flags, struct ibv_pd *ibpd, void *addr, size_t length,
@@ -164,7 +165,6 @@ MGV_EXPORT int ibv_rereg_mr(struct ibv_mr *ibmr, int flags, struct ibv_pd *ibpd,
 	struct mgv_context *ctx;
 	struct mgv_mr *mr;
 	struct mgv_pd *pd;
-	struct mg_mr *mg;
 	uint64_t iova;
 	int err;
 
@@ -194,11 +194,10 @@ MGV_EXPORT int ibv_rereg_mr(struct ibv_mr *ibmr, int flags, struct ibv_pd *ibpd,
 	if (err)
 		goto err;
 	mg_device_lock(ctx->dev);
-	err = mg_mr_bound(mr->mg) ? EBUSY : mr_create(pd, addr, length, iova, (unsigned)access, &mg);
-	if (!err) {
-		mg_mr_destroy(mr->mg); /* no window is bound to it */
-		mr_fill(mr, pd, addr, length, iova, (unsigned)access, mg);
-	}
+	err = mg_mr_change(mr->mg, pd->mg, addr, length, base(iova, (unsigned)access),
+			   access_of((unsigned)access));
+	if (!err)
+		mr_fill(mr, pd, addr, length, iova, (unsigned)access, mr->mg);
 	mg_device_unlock(ctx->dev);
 	if (!err)
 		return 0;

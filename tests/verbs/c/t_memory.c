@@ -95,10 +95,12 @@ static void reregistering_changes_in_place(void)
 	uint8_t *p = map(PROT_READ | PROT_WRITE), *q = map(PROT_READ | PROT_WRITE);
 	struct ibv_pd *pd2;
 	struct ibv_mr *mr;
+	uint32_t key;
 
 	begin();
 	CHECK(pd2 = ibv_alloc_pd(ctx));
 	CHECK(mr = ibv_reg_mr(pd, p, LEN, IBV_ACCESS_LOCAL_WRITE));
+	key = mr->rkey;
 	CHECK_EQ(ibv_rereg_mr(mr, IBV_REREG_MR_CHANGE_TRANSLATION, NULL, q, LEN / 2, 0), 0);
 	CHECK(mr->addr == q && mr->length == LEN / 2 && mr->pd == pd);
 	CHECK_EQ(ibv_rereg_mr(mr, IBV_REREG_MR_CHANGE_PD, pd2, NULL, 0, 0), 0);
@@ -113,6 +115,7 @@ static void reregistering_changes_in_place(void)
 		 IBV_REREG_MR_ERR_INPUT);
 	CHECK_EQ(ibv_rereg_mr(mr, IBV_REREG_MR_CHANGE_PD, NULL, NULL, 0, 0), IBV_REREG_MR_ERR_INPUT);
 	CHECK(mr->pd == pd2 && mr->addr == q && mr->length == LEN / 2);
+	CHECK(mr->rkey == key && mr->lkey == key); /* programs go on with keys that peers know */
 	CHECK_EQ(ibv_dealloc_pd(pd2), EBUSY);
 	CHECK_EQ(ibv_dereg_mr(mr), 0);
 	CHECK_EQ(ibv_dealloc_pd(pd2), 0);
