@@ -5,7 +5,7 @@
 PY = .venv/bin/python
 PYTEST = $(PY) -m pytest -q
 
-.PHONY: help build demo test test-unit test-e2e test-e2e-quick test-docker demo-docker test-sanitizers lint format bench fuzz clean distclean
+.PHONY: help build demo test test-unit test-e2e test-e2e-quick test-interop test-docker demo-docker test-sanitizers lint format bench fuzz clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -40,6 +40,11 @@ test-docker:
 	@scripts/setup test
 	@scripts/docker 20.10 26.1 image
 	PATH=$$PWD/.venv/bin:$$PATH $(PYTEST) tests/docker --timeout 900
+
+## make test-interop  against the kernel's own SoftRoCE in an emulated machine (root; docs/interop.md)
+test-interop:
+	@scripts/setup interop
+	@scripts/interop
 
 ## make lint      ruff, mypy --strict, clang-format, -Werror with gcc and clang
 lint:

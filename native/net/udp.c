@@ -114,6 +114,9 @@ static int set_up(struct mg_net *net, int fd)
 			return errno;
 		if (s->wild && setsockopt(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, &on, sizeof(on)))
 			return errno;
+		/* RoCE has the ICRC: other implementations send checksum 0 over IPv6, too (IBA A17.3.1). */
+		if (setsockopt(fd, IPPROTO_UDP, UDP_NO_CHECK6_RX, &on, sizeof(on)))
+			return errno;
 	} else {
 		return EINVAL;
 	}

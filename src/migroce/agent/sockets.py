@@ -36,6 +36,7 @@ _SO_ATTACH_REUSEPORT_CBPF = 51
 _IP_FREEBIND, _IP_MTU_DISCOVER, _IP_PMTUDISC_DO = 15, 10, 2
 _IPV6_MTU_DISCOVER, _IPV6_FREEBIND = 23, 78
 UDP_GRO = 104
+UDP_NO_CHECK6_RX = 102
 
 _V4_PREFIX = b"\0" * 10 + b"\xff\xff"
 ANY4, ANY6 = b"\0" * 4, b"\0" * 16
@@ -130,6 +131,7 @@ def make_udp(family: socket.AddressFamily, address: bytes, *, freebind: bool) ->
             sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_UDP, UDP_NO_CHECK6_RX, 1)  # other RoCE devices send no checksum
         if freebind:  # at a destination the address may come up a little later
             sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
         dont_fragment(sock)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The tests' own network namespace, without a name: it goes when the last process in it does."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.interop.ends import V4, V6
+from tests.interop.guest import MTU, TAP
+
+BRIDGE = "br0"
+OURS = {V4: "10.77.0.1", V6: "fd77::1"}
+KERNELS = {V4: "10.77.0.2", V6: "fd77::2"}
+PREFIXES = {V4: 24, V6: 64}
+_CLONE_NEWNET = 0x40000000
+_TABLE = "interop"
+
+
+def ip(*args: str) -> None:
+    """ip(8). Raises CalledProcessError."""
+    subprocess.run(["ip", *args], check=True)
+
+
+@contextlib.contextmanager
+def namespace() -> Iterator[None]:
+    """Move the calling thread (and what it starts) into a namespace with a bridge and the machine's tap."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    if libc.unshare(_CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "a network namespace cannot be made")
+    try:
+        tun = Path("/dev/net/tun")
+        if not tun.exists():
+            tun.parent.mkdir(exist_ok=True)
+            os.mknod(tun, 0o600 | 0o020000, os.makedev(10, 200))
+        ip("link", "set", "lo", "up")
+        ip("link", "add", BRIDGE, "mtu", str(MTU), "type", "bridge", "forward_delay", "0")
+        ip("tuntap", "add", TAP, "mode", "tap", "vnet_hdr")
+        ip("link", "set", TAP, "mtu", str(MTU), "master", BRIDGE, "up")
+        ip("addr", "add", f"{OURS[V4]}/24", "dev", BRIDGE)
+        ip("addr", "add", f"{OURS[V6]}/64", "dev", BRIDGE, "nodad")
+        ip("link", "set", BRIDGE, "up")
+        yield
+    finally:
+        libc.setns(before, _CLONE_NEWNET)
+        os.close(before)
+
+
+@contextlib.contextmanager
+def loss(received: int | None = None, sent: int | None = None) -> Iterator[None]:
+    """Lose every `received`th RoCE packet that comes from the machine and every `sent`th to it.
+
+    Counted, not drawn by chance: the same packets are lost each time. A train (UDP segmentation) counts
+    as one packet on its way out, and is lost as a whole.
+    """
+    rules = [
+        f"add chain inet {_TABLE} {hook} {{ type filter hook {hook} priority 0; }}\n"
+        f"add rule inet {_TABLE} {hook} udp dport 4791 numgen inc mod {every} == {every - 1} drop\n"
+        for hook, every in (("input", received), ("output", sent))
+        if every
+    ]
+    _nft(f"add table inet {_TABLE}\n{''.join(rules)}")
+    try:
+        yield
+    finally:
+        _nft(f"delete table inet {_TABLE}\n")
+
+
+def _nft(script: str) -> None:
+    subprocess.run(["nft", "-f", "-"], input=script, text=True, check=True)
