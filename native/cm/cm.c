@@ -244,6 +244,8 @@ void mg_cm_resumed(struct mg_cm *cm, mg_time now)
 {
 	struct mg_cm_conn *c;
 
+	cm->n_closed = 0;
+	memset(cm->closed, 0, sizeof(cm->closed));
 	cm->deadline = MG_NEVER; /* of another machine's clock */
 	cm->ops->wake(cm->arg, MG_NEVER);
 	MG_CM_FOR_EACH(c, cm)
@@ -437,8 +439,15 @@ static void say_end(struct mg_cm_conn *c, mg_time now)
 	case MG_CM_REP_SENT: mg_cm_send_dreq(c, now); break;
 	case MG_CM_DREQ_RCVD: mg_cm_send_drep(c, now); break;
 	case MG_CM_SIDR_RCVD: mg_cm_send_sidr_rep(c, now, &m); break;
-	case MG_CM_SIDR_SENT:
-	case MG_CM_LISTEN: mg_cm_set(c, MG_CM_IDLE); break;
+	case MG_CM_LISTEN: {
+		unsigned at = c->cm->n_closed++ % MG_CM_CLOSED;
+
+		c->cm->closed[at].service_id = c->service_id;
+		c->cm->closed[at].at = now;
+		mg_cm_set(c, MG_CM_IDLE);
+		break;
+	}
+	case MG_CM_SIDR_SENT: mg_cm_set(c, MG_CM_IDLE); break;
 	default: break;
 	}
 }

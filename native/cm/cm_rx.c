@@ -150,6 +150,14 @@ static bool stale(const struct from *f, const struct mg_cm_msg *m)
 	return false;
 }
 
+static bool closed_just_now(const struct from *f, uint64_t service_id)
+{
+	for (unsigned i = 0; i < MG_CM_CLOSED; i++)
+		if (f->cm->closed[i].service_id == service_id && f->now - f->cm->closed[i].at < MG_CM_GRACE)
+			return true;
+	return false;
+}
+
 static void rx_req(const struct from *f, const struct mg_cm_msg *m)
 {
 	struct mg_cm_conn *c = find_request(f, m, false), *listener;
@@ -165,6 +173,8 @@ static void rx_req(const struct from *f, const struct mg_cm_msg *m)
 	}
 	listener = find_listener(f, m->service_id, &ip);
 	if (!listener) {
+		if (closed_just_now(f, m->service_id))
+			return;
 		refuse(f, m, MG_REJ_INVALID_SERVICE);
 		return;
 	}

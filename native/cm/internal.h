@@ -8,7 +8,19 @@
 #include <errno.h>
 #include <string.h>
 
+/*
+ * Programs that listen, take one connection and listen anew (perftest) leave a moment without a listener:
+ * a request that comes then is dropped, to be repeated, instead of refused.
+ */
+#define MG_CM_GRACE 2000000000ull /* ns */
+#define MG_CM_CLOSED 8u
+
 struct mg_cm {
+	struct {
+		uint64_t service_id;
+		mg_time at;
+	} closed[MG_CM_CLOSED]; /* listeners that ended last */
+	unsigned n_closed;
 	const struct mg_cm_ops *ops;
 	void *arg;
 	uint32_t id_prefix;

@@ -129,6 +129,22 @@ def test_nobody_listening_is_a_reject_with_the_standards_reason(native: Native) 
     p.client.native.lib.mg_cm_conn_destroy(conn, p.world.now)
 
 
+def test_a_listener_that_is_made_anew_misses_no_request(native: Native) -> None:
+    """perftest takes one connection by a listener and the next by another."""
+    p = Programs(World(native))
+    native.lib.mg_cm_conn_destroy(p.listener, p.world.now)
+    p.connect()
+    p.world.run(0.2, p.handle)
+    p.listener = p.server.listen(PORT)
+    p.world.run(2, p.handle)
+    assert p.server.told["ESTABLISHED"] == 1
+    native.lib.mg_cm_conn_destroy(p.listener, p.world.now)
+    p.world.run(60, p.handle)
+    p.client.connect(1, PORT)
+    p.world.run(1, p.handle)
+    assert p.client.told["REJ"] == 1  # gone for good
+
+
 def test_a_program_that_rejects_does_so_to_a_repeated_request_too(native: Native) -> None:
     p = Programs(World(native))
     p.world.drop["REJ"] = 1
