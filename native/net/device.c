@@ -22,8 +22,9 @@ static struct {
 	pthread_mutex_t lock; /* before dev->lock */
 	pthread_once_t once;
 	struct mg_device *dev;
-	struct mg_device_hooks hooks;
-	mg_cm_event_hook *cm_hook;
+	/* Registered by every open, always the same ones. */
+	const struct mg_device_hooks *_Atomic hooks;
+	mg_cm_event_hook *_Atomic cm_hook;
 	bool said; /* why there is no device */
 } the = {.lock = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
 
@@ -62,16 +63,20 @@ static void op_random(void *arg, void *buf, size_t n)
 
 static void op_cq_event(void *arg, struct mg_cq *cq)
 {
+	const struct mg_device_hooks *hooks = the.hooks;
+
 	(void)arg;
-	if (the.hooks.cq_event)
-		the.hooks.cq_event(cq);
+	if (hooks)
+		hooks->cq_event(cq);
 }
 
 static void op_async_event(void *arg, enum ibv_event_type type, void *object)
 {
+	const struct mg_device_hooks *hooks = the.hooks;
+
 	(void)arg;
-	if (the.hooks.async_event)
-		the.hooks.async_event(type, object);
+	if (hooks)
+		hooks->async_event(type, object);
 }
 
 static const struct mg_ops engine_ops = {
@@ -83,7 +88,7 @@ static const struct mg_ops engine_ops = {
 
 void mg_device_set_hooks(const struct mg_device_hooks *hooks)
 {
-	the.hooks = *hooks;
+	the.hooks = hooks;
 }
 
 void mg_device_set_cm_hook(mg_cm_event_hook *hook)
@@ -122,7 +127,9 @@ static void cm_send(void *arg, const struct mg_addr *src, const struct mg_addr *
 
 static bool cm_event(void *arg, struct mg_cm_conn *conn, enum mg_cm_event ev, const struct mg_cm_msg *m)
 {
-	return the.cm_hook && the.cm_hook(arg, conn, (int)ev, m);
+	mg_cm_event_hook *hook = the.cm_hook;
+
+	return hook && hook(arg, conn, (int)ev, m);
 }
 
 static void cm_wake(void *arg, mg_time at)

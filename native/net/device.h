@@ -56,7 +56,7 @@ struct mg_device {
 	int wake_fd;		  /* eventfd to wake the progress thread */
 };
 
-/* How the verbs layer learns of engine events; it registers these before the first get. */
+/* How the verbs layer learns of engine events; it registers these (they stay where they are) before the first get. */
 struct mg_device_hooks {
 	void (*cq_event)(struct mg_cq *cq); /* lock held */
 	void (*async_event)(enum ibv_event_type type,
