@@ -16,6 +16,8 @@ from tests.interop.guest import MTU, TAP
 BRIDGE = "br0"
 OURS = {V4: "10.77.0.1", V6: "fd77::1"}
 KERNELS = {V4: "10.77.0.2", V6: "fd77::2"}
+LAB = "10.0.1.254"
+"""The machine's address in the subnet of a lab."""
 PREFIXES = {V4: 24, V6: 64}
 _CLONE_NEWNET = 0x40000000
 _TABLE = "interop"
@@ -49,6 +51,19 @@ def namespace() -> Iterator[None]:
     finally:
         libc.setns(before, _CLONE_NEWNET)
         os.close(before)
+
+
+@contextlib.contextmanager
+def plugged_into(node: str) -> Iterator[None]:
+    """A cable from our bridge to that of a lab's node (the name of its namespace)."""
+    ip("link", "add", "cable0", "mtu", str(MTU), "type", "veth", "peer", "name", "cable1", "mtu", str(MTU))
+    try:
+        ip("link", "set", "cable0", "master", BRIDGE, "up")
+        ip("link", "set", "cable1", "netns", node)
+        ip("-n", node, "link", "set", "cable1", "master", BRIDGE, "up")
+        yield
+    finally:
+        ip("link", "del", "cable0")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A container of ours moves, with its address, while its peer is the kernel's own driver.
+
+    emulated machine            node-a                    node-b
+      rxe0 10.0.1.254 --- tap --- br0 === VXLAN === br0
+                                container -- moves --> container
+
+The peer knows nothing of us: the stand-in has to hold it with the standard's own words.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.e2e.stage import Stage, wait_for
+from tests.interop import net
+from tests.interop.ends import Kernels, Ours
+from tests.interop.guest import Ended, Guest
+
+from migroce.lab.api import Lab
+from migroce.migration.api import checkpoint, restore
+
+PORT = 18515
+AWAY = 10.0
+"""Seconds of a long stop: many times the peer's retry timeout (7 times 67 ms)."""
+
+
+@pytest.fixture(scope="module")
+def lab(ends: tuple[Ours, Kernels]) -> Iterator[Lab]:
+    ends[1].guest.run(["ip", "addr", "add", f"{net.LAB}/24", "dev", "data0"])
+    up = Lab.up(f"iop-{os.getpid()}")
+    try:
+        with net.plugged_into(f"migroce-{up.name}.node-a"):
+            yield up
+    finally:
+        up.down()
+
+
+@pytest.fixture
+def stage(lab: Lab) -> Iterator[Stage]:
+    it = Stage(lab)
+    try:
+        yield it
+    finally:
+        it.close()
+
+
+def _gid_index(guest: Guest) -> str:
+    """Index of the GID of the machine's address in the lab."""
+    high, low = divmod(int(ipaddress.IPv4Address(net.LAB)), 1 << 16)
+    look = (
+        "import pathlib; gids = pathlib.Path('/sys/class/infiniband/rxe0/ports/1/gids'); "
+        "print(*(p.name for p in gids.iterdir()"
+        f" if p.read_text().strip().endswith('ffff:{high:04x}:{low:04x}')))"
+    )
+    found = guest.run(["/usr/bin/python3", "-I", "-S", "-c", look]).output.split()
+    assert len(found) == 1, found
+    return found[0]
+
+
+class Pair:
+    """A program between a container on node-a and the emulated machine."""
+
+    def __init__(self, stage: Stage, kernels: Kernels, command: str, container: str) -> None:
+        argv = [*command.split(), "-d", "rxe0"]
+        ours, theirs = [*argv, "-x", "1"], [*argv, "-x", _gid_index(kernels.guest)]
+        if container == "server":
+            self.box = stage.box("server", "a", ours)
+            wait_for("the server", self._box_listens)
+            self.peer = kernels.start([*theirs, self.box.ip])
+        else:
+            self.peer = kernels.start(theirs)
+            assert kernels.listens(PORT, 60)
+            self.box = stage.box("client", "a", [*ours, net.LAB])
+        self.box.wait_for_traffic()
+
+    def _box_listens(self) -> bool:
+        pid = self.box.info()["pid"]
+        assert pid is not None, self.box.log()
+        lines = Path(f"/proc/{pid}/net/tcp").read_text() + Path(f"/proc/{pid}/net/tcp6").read_text()
+        return any(f[1].endswith(f":{PORT:04X}") and f[3] == "0A" for f in map(str.split, lines.splitlines()))
+
+    def finish(self) -> None:
+        """See both end well."""
+        ended = self.peer.wait(120) or Ended(-1, "does not end")
+        ours = self.box.wait(30 if ended.status == 0 else 3)
+        self.peer.kill()
+        assert (ended.status, ours) == (0, 0), f"rdma_rxe: {ended.output}\nmigroce: {self.box.log()}"
+
+
+sides = pytest.mark.parametrize("container", ["server", "client"])
+
+
+@pytest.mark.timeout(300)
+@sides
+@pytest.mark.parametrize("command", ["ib_send_bw", "ib_send_bw -b", "ib_write_bw", "ib_read_bw"])
+def test_an_unmodified_peer_survives_a_move_there_and_back(
+    command: str, container: str, stage: Stage, ends: tuple[Ours, Kernels]
+) -> None:
+    pair = Pair(stage, ends[1], f"{command} -s 4096 -n 10000", container)
+    pair.box.move()
+    pair.box.wait_for_traffic()  # it has not ended before
+    pair.box.move()
+    pair.box.wait_for_traffic()
+    pair.finish()
+    assert pair.box.home == "node-a"
+
+
+@pytest.mark.timeout(300)
+@sides
+@pytest.mark.parametrize("command", ["ib_send_bw"])
+def test_an_unmodified_peer_waits_for_a_container_that_is_away_for_long(
+    command: str, container: str, stage: Stage, ends: tuple[Ours, Kernels], tmp_path: Path
+) -> None:
+    pair = Pair(stage, ends[1], f"{command} -s 4096 -n 5000", container)
+    checkpoint(pair.box.node, pair.box.name, tmp_path / "saved")
+    time.sleep(AWAY)  # the length of the stop is what is tested
+    restore(stage.lab.node("b"), tmp_path / "saved")
+    pair.box.home = "node-b"
+    pair.box.wait_for_traffic()
+    pair.finish()
