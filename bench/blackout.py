@@ -90,7 +90,8 @@ def _wait_for(what: str, lab: Lab, container: str) -> None:
         time.sleep(0.01)
 
 
-def _wait_listening(pid: int) -> None:
+def wait_listening(pid: int) -> None:
+    """Until something listens on perftest's port in the network of `pid`. Raises BenchError."""
     wanted, until = f":{PORT:04X}", time.monotonic() + _PATIENCE
     while time.monotonic() < until:
         for table in ("tcp", "tcp6"):
@@ -118,7 +119,7 @@ def _with_rdma(lab: Lab) -> tuple[float, float, float]:
     command = ["ib_send_bw", "-d", "rxe0", "-n", "200000", "-b"]
     with _removed(lab, "moving", "static"):
         server = lab.create("moving", "node-a", command, ip=MOVING)
-        _wait_listening(int(server["pid"]))
+        wait_listening(int(server["pid"]))
         client = lab.create("static", "node-b", [*command, MOVING], ip=STATIC)
         with Ear(int(client["pid"])) as ear:
             until = time.monotonic() + _PATIENCE
@@ -150,7 +151,7 @@ def _without_rdma(lab: Lab, mib: int, where: Path) -> tuple[float, float]:
         server = lab.create(
             "plain", "node-a", [_PROGRAM, "server", str(PORT), str(mib)], ip=MOVING, device=False, files=files
         )
-        _wait_listening(int(server["pid"]))
+        wait_listening(int(server["pid"]))
         ask = [_PROGRAM, "client", MOVING, str(PORT), "20"]
         lab.create("peer", "node-b", ask, ip=STATIC, device=False, files=files)
         _wait_for("connected", lab, "peer")

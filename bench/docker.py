@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.blackout import MOVING, STATIC, Ear
+from bench.blackout import MOVING, STATIC, Ear, wait_listening
 from bench.ends import BenchError
 from bench.results import Section
 from bench.settings import Settings
@@ -87,12 +87,7 @@ def _with_rdma(lab: Lab, size: int) -> tuple[float, float, float]:
     """(silence in ms as the peer sees it, blackout in ms as the migration reports it, MiB of the images)."""
     command = ["ib_send_bw", "-d", "rxe0", "-D", "120", "-b", "-s", str(size)]
     with _removed(lab, "moving", "static"):
-        _run(lab.node("a"), "moving", MOVING, *command)
-        until = time.monotonic() + _PATIENCE
-        while "Waiting" not in str(lab.node("a").call("logs", container="moving")):
-            if time.monotonic() > until:
-                raise BenchError("ib_send_bw does not start")
-            time.sleep(0.05)
+        wait_listening(_run(lab.node("a"), "moving", MOVING, *command))
         with Ear(_run(lab.node("b"), "static", STATIC, *command, MOVING)) as ear:
             _hear(ear, 4 << 20)
             time.sleep(_SETTLE)

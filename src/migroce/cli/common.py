@@ -60,9 +60,13 @@ def locate(container: str, node: str | None) -> Iterator[tuple[Node, dict[str, A
         if node:
             yield candidates[0], candidates[0].call("require", container=container)
             return
-        found = [
-            (each, info) for each in candidates for info in containers_of(each) if info["id"] == container
-        ]
+        found: list[tuple[Node, dict[str, Any]]] = []
+        unknown: MigroceError | None = None
+        for each in candidates:
+            try:
+                found += [(each, info) for info in containers_of(each) if info["id"] == container]
+            except MigroceError as exc:  # a node that does not answer matters only if no other has it
+                unknown = unknown or exc
         running = [(each, info) for each, info in found if info["status"] in ("running", "paused")]
         if len(running) == 1:
             found = running
@@ -74,6 +78,8 @@ def locate(container: str, node: str | None) -> Iterator[tuple[Node, dict[str, A
             raise MigroceError(
                 f"container {container} is on several nodes ({where}); name one with --from or --on"
             )
+        if unknown is not None:
+            raise unknown
         where = ", ".join(each.spec for each in candidates) or "this machine (no lab is up)"
         raise MigroceError(
             f"there is no container {container} on {where}; see `migroce ps`, or name its node"

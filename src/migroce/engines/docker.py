@@ -326,6 +326,17 @@ def unix_time(stamp: str) -> float | None:
     return None
 
 
+def has_shim(key: str) -> bool:
+    """Whether containerd has a shim for the container `key`: without one nothing of it runs."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                argv = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if "containerd-shim" in argv[0] and key in argv:
+                    return True
+    return False
+
+
 class Shim:
     """The running container as containerd's shim knows it: where it is, which runtime and root it has."""
 

@@ -334,8 +334,16 @@ class DockerDestination(DestinationSide):
         return bool(self.status()["here"])
 
     def status(self) -> dict[str, Any]:
-        """How far the container has come here: {here, alive, exit_status}; for `recover`."""
-        found = self.found()
+        """How far the container has come here: {here, alive, exit_status}; for `recover`.
+
+        A Docker that does not answer has not started it if there is no shim for it. Raises EngineError.
+        """
+        try:
+            found = self.found()
+        except EngineError:
+            if docker.has_shim(str(self.made.get("id"))):
+                raise
+            return {"here": True, "alive": False, "exit_status": None}
         if found is None and self.made.get("started"):  # it has ended, and was made with --rm
             return {"here": True, "alive": False, "exit_status": 0}
         if found is None or never_started(found):

@@ -270,7 +270,7 @@ class DockerSource(SourceSide):
         unlock(self.netns())
         self.freezer().thaw()
         done: dict[str, Any] = {"contexts": 0, "qps": 0}
-        if stopped:
+        if stopped and dockerkit.runtime_file(self.ctx, self.found["Id"], "json").exists():
             with self.engine.agent() as agent:
                 done = dict(agent.container_resume(agent_name(self.found), timeout_ms=timeout_ms))
         self._finish(how)
