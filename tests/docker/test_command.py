@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -217,7 +218,10 @@ def test_a_killed_dockerd_at_the_destination_is_undone(stage: Stage, phase: str)
     def strike(event: Event) -> None:
         if (event.phase, event.state) == (phase, "start"):
             for path in ("docker.pid", "docker-run/containerd/containerd.pid"):
-                os.kill(int((there.state / path).read_text()), signal.SIGKILL)
+                pid = int((there.state / path).read_text())
+                with contextlib.suppress(ProcessLookupError):  # containerd ends with it
+                    os.kill(pid, signal.SIGKILL)
+                wait_for("its end", lambda pid=pid: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
 
     with pytest.raises(MigrationError) as caught:
         box.move("node-b", strike)

@@ -34,6 +34,10 @@ def test_a_container_is_made_again_as_it_was() -> None:
     assert endpoint[1]["IPAMConfig"] == {"IPv4Address": "10.0.1.9"}
     assert endpoint[1]["Aliases"] == ["hh"]  # the short id is another one there
     assert "EndpointID" not in endpoint[1]
+    assert "MacAddress" not in endpoint[1]  # made from the address there as well
+    found = copy.deepcopy(FOUND)
+    found["NetworkSettings"]["Networks"]["rdma-net"]["MacAddress"] = "02:42:aa:bb:cc:dd"
+    assert dockerspec.endpoints(found)["rdma-net"]["MacAddress"] == "02:42:aa:bb:cc:dd"
 
 
 def test_an_address_that_swarm_chose_moves_too() -> None:

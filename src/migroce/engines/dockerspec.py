@@ -155,11 +155,19 @@ def endpoints(found: Mapping[str, Any]) -> dict[str, Json]:
             ipam["IPv4Address"] = raw["IPAddress"]
         if (raw or {}).get("GlobalIPv6Address"):
             ipam["IPv6Address"] = raw["GlobalIPv6Address"]
+        if endpoint.get("MacAddress") == _made_mac(str((raw or {}).get("IPAddress") or "")):
+            del endpoint["MacAddress"]  # Docker makes it from the address there as well
         endpoint["IPAMConfig"] = ipam
         endpoint["Aliases"] = [each for each in (raw or {}).get("Aliases") or [] if each != short]
         made[name] = endpoint
     first = str(found["HostConfig"].get("NetworkMode") or "")
     return dict(sorted(made.items(), key=lambda item: (item[0] != first, item[0])))
+
+
+def _made_mac(ip: str) -> str:
+    """The MAC address that Docker makes from an IPv4 address."""
+    parts = [int(part) for part in ip.split(".") if part.isdigit()]
+    return ":".join(f"{part:02x}" for part in (2, 0x42, *parts))
 
 
 def creation(found: Mapping[str, Any], image: str) -> Json:

@@ -308,8 +308,10 @@ class DockerSource(SourceSide):
         freezer.thaw()
 
     def retire(self, directory: str) -> None:  # noqa: ARG002
-        """The container's checkpoint is in `directory`: end it here, and keep it as a stopped one."""
+        """The container's checkpoint is in `directory`: end it here, and keep it as a stopped one. Raises."""
         self._end()
+        with contextlib.suppress(EngineError):  # Docker hears of it a moment later
+            self.docker.wait(self.found["Id"], timeout=10)
         self._finish("done")
 
     def _finish(self, how: str) -> None:
