@@ -26,7 +26,7 @@ from migroce.engines import docker, dockerspec, hold, runc
 from migroce.engines.context import NodeContext, read_json, write_json
 from migroce.engines.docker import DockerEngine
 from migroce.errors import EngineError
-from migroce.migration import dockerkit, streams, tree
+from migroce.migration import dockerkit, journal, streams, tree
 from migroce.migration.destination import DestinationSide, available_memory
 from migroce.migration.dockerkit import agent_name
 
@@ -57,6 +57,7 @@ class DockerDestination(DestinationSide):
 
     def check(self, about: dict[str, Any]) -> dict[str, Any]:
         """Refuse what cannot work here; {image: whether it must be sent}. Raises EngineError, AgentError."""
+        self._sweep()
         node, found = self.ctx.name, about["inspect"]
         info = self.docker.about
         if about["architecture"] != platform.machine():
@@ -384,6 +385,22 @@ class DockerDestination(DestinationSide):
         for rest in ("in.sock", "made.json", "hold"):
             (self.where / rest).unlink(missing_ok=True)
         self._close()
+
+    def _sweep(self) -> None:
+        """Undo what earlier migrations had to leave because Docker did not answer any more."""
+        for path in self.ctx.migrations.glob("*/made.json"):
+            if path.parent == self.where:
+                continue
+            lock = journal.take_lock(path.parent, wait=False)
+            if lock is None:
+                continue
+            other = DockerDestination(self.ctx, path.parent.name, self.container)
+            other._lock = lock  # undo lets it go
+            status = other.status()
+            if status["alive"] or status["exit_status"] is not None:  # whose it is, `recover` must find out
+                other._close()
+            else:
+                other.undo()
 
     def _unfinished(self) -> str | None:
         """The container's id if we died between making it and noting that."""
