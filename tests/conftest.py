@@ -9,7 +9,9 @@ import pytest
 from hypothesis import settings
 
 # No wall-clock deadlines (machines differ), and a failure prints what replays it.
-settings.register_profile("migroce", deadline=None, print_blob=True)
+# The same examples in every run; MIGROCE_SIM_PROFILE=explore draws new ones.
+EXPLORE = os.environ.get("MIGROCE_SIM_PROFILE") == "explore"
+settings.register_profile("migroce", deadline=None, print_blob=True, derandomize=not EXPLORE)
 settings.load_profile("migroce")
 
 

@@ -13,6 +13,8 @@ from verbs_pair import Pair
 from verbs_programs import Preload
 
 PERFTEST_PORT = 18515
+NO_CLOCK = "Correlation coefficient r^2"
+"""What perftest says, and gives up, when a busy machine kept it from measuring the clock: not about us."""
 PINGPONG_PORT = 18515
 
 MTUS = (256, 512, 1024, 2048)
@@ -127,7 +129,11 @@ def test_perftest_completes(pair: Pair, line: str) -> None:
     command = _command(line)
     if "--write_with_imm" in command and "write_with_imm" not in _help(command[0]):
         pytest.skip("this perftest has no --write_with_imm")
-    pair.run(command, port=PERFTEST_PORT, timeout=100).check()
+    for _ in range(3):
+        outcome = pair.run(command, port=PERFTEST_PORT, timeout=100)
+        if NO_CLOCK not in outcome.server.stderr + outcome.client.stderr:
+            break
+    outcome.check()
 
 
 def _help(program: str) -> str:
