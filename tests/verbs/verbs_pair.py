@@ -71,14 +71,14 @@ class Pair:
         port: int,
         timeout: float = 60,
     ) -> Outcome:
-        """Start `command` as a server, and as a client once the server listens on TCP `port`."""
-        timeout *= 4 if sanitized() else 1
+        """Start `command` as a server, and as a client once the server listens on TCP `port`; `timeout` s for both."""
+        end = time.monotonic() + timeout * (1.5 if sanitized() else 1)
         first = self._start(0, [*command, *server])
         try:
-            self._wait_for_listener(first, port, timeout)
+            self._wait_for_listener(first, port, end)
             second = self._start(1, [*command, *client, ADDRESSES[0]])
             try:
-                return Outcome(client=_finish(second, timeout), server=_finish(first, timeout))
+                return Outcome(client=_finish(second, end), server=_finish(first, end))
             finally:
                 second.kill()
                 second.wait()
@@ -97,9 +97,8 @@ class Pair:
         environment = self.preload.environment(ADDRESSES[end])
         return [f"{name}={environment[name]}" for name in ours]
 
-    def _wait_for_listener(self, process: subprocess.Popen[str], port: int, timeout: float) -> None:
+    def _wait_for_listener(self, process: subprocess.Popen[str], port: int, end: float) -> None:
         """Until /proc/net/tcp of the server's namespace shows the port: no connection is made."""
-        end = time.monotonic() + timeout
         while time.monotonic() < end and process.poll() is None:
             if _listens(process.pid, port):
                 return
@@ -123,13 +122,13 @@ def _listens(pid: int, port: int) -> bool:
     return False
 
 
-def _finish(process: subprocess.Popen[str], timeout: float) -> subprocess.CompletedProcess[str]:
+def _finish(process: subprocess.Popen[str], end: float) -> subprocess.CompletedProcess[str]:
     try:
-        out, err = process.communicate(timeout=timeout)
+        out, err = process.communicate(timeout=max(end - time.monotonic(), 0.1))
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()
-        err += f"\n[killed after {timeout} s]"
+        err += "\n[killed: out of time]"
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
