@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import platform
 import shutil
 import subprocess
 import sys
@@ -12,12 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.native.procfs import waits_for_events
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "verbs"))
 from verbs_pair import ADDRESSES, Outcome, Pair, _finish
 from verbs_programs import Preload, sanitized
 
-__all__ = ["ADDRESSES", "CmPair", "Preload", "command"]
+__all__ = ["ADDRESSES", "CmPair", "Preload", "command", "finish_within"]
 
 
 def command(line: str) -> list[str]:
@@ -29,19 +28,9 @@ def command(line: str) -> list[str]:
     return [path, *rest]
 
 
-_READ = {"x86_64": "0", "aarch64": "63"}
-
-
-def _waits_for_events(pid: int) -> bool:
-    """Whether a thread is blocked reading an eventfd: a server does that once it listens."""
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        with contextlib.suppress(OSError, ValueError):
-            number, *arguments = (task / "syscall").read_text().split()
-            if number == _READ[platform.machine()]:
-                target = (task / "fd" / str(int(arguments[0], 16))).readlink()
-                if "eventfd" in str(target):
-                    return True
-    return False
+def finish_within(process: subprocess.Popen[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """What a program says to its end; killed if that does not come."""
+    return _finish(process, time.monotonic() + seconds)
 
 
 def _own_race(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
@@ -56,16 +45,15 @@ class CmPair(Pair):
 
     def both(self, server: str, client: str, timeout: float = 40) -> Outcome:
         """Run both to their ends."""
-        timeout *= 4 if sanitized() else 1
+        end = time.monotonic() + timeout * (4 if sanitized() else 1)
         first = self._start(0, command(server))
-        end = time.monotonic() + timeout
         try:
-            while not _waits_for_events(first.pid) and first.poll() is None:
+            while not waits_for_events(first.pid) and first.poll() is None:
                 assert time.monotonic() < end, f"{server} does not come to wait for a connection"
                 time.sleep(0.005)
             second = self._start(1, command(client))
             try:
-                return Outcome(client=_own_race(_finish(second, timeout)), server=_finish(first, timeout))
+                return Outcome(client=_own_race(_finish(second, end)), server=_finish(first, end))
             finally:
                 second.kill()
                 second.communicate()

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The connection manager's C sources alone, as a fixture."""
+"""The connection manager's C sources alone; two namespaces for programs that use it."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cm_native import Native
+from cm_programs import CmPair, Preload
+
+from migroce import paths
 
 CM = Path(__file__).resolve().parents[2] / "native" / "cm"
 
@@ -24,3 +29,16 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Native:
     sources = map(str, sorted(CM.glob("*.c")))
     subprocess.run(["cc", *flags, f"-I{CM.parent}", *sources, "-o", str(out)], check=True)
     return Native(CM, out)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[CmPair]:
+    """Two namespaces joined by a veth pair."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("needs root for network namespaces")
+    made = CmPair.up(Preload(paths.library()))
+    assert isinstance(made, CmPair)
+    try:
+        yield made
+    finally:
+        made.down()

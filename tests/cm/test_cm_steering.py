@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cm_programs import ADDRESSES, CmPair, Preload, _finish, command
+from cm_programs import ADDRESSES, CmPair, command, finish_within
 
-from migroce import paths
 from migroce.agent.sockets import Insn, steering
 
 SRC = Path(__file__).resolve().parents[2] / "src"
@@ -82,19 +80,6 @@ def test_datagrams_and_data_reach_their_process(index_of: dict[int, int]) -> Non
 
 
 @pytest.fixture
-def pair() -> Iterator[CmPair]:
-    """Two namespaces."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("needs root for network namespaces")
-    made = CmPair.up(Preload(paths.library()))
-    assert isinstance(made, CmPair)
-    try:
-        yield made
-    finally:
-        made.down()
-
-
-@pytest.fixture
 def agents(pair: CmPair, tmp_path: Path) -> Iterator[list[Path]]:
     """An agent in each; their sockets."""
     running, sockets = [], []
@@ -126,12 +111,12 @@ def test_three_servers_and_three_clients_share_two_addresses(pair: CmPair, agent
         while left:  # a client that comes before its server listens is refused, and comes again
             clients = {p: start(1, f"rping -c -a {ADDRESSES[0]} -p {p} -C 20 -V") for p in left}
             for p, client in clients.items():
-                if _finish(client, 40).returncode == 0:
+                if finish_within(client, 40).returncode == 0:
                     left.discard(p)
                 else:
                     assert servers[p].poll() is None
         for server in servers.values():
-            done = _finish(server, 40)
+            done = finish_within(server, 40)
             assert done.returncode == 0, done.stderr
     finally:
         for server in servers.values():

@@ -10,6 +10,7 @@ import time
 
 import pytest
 from tests.e2e.stage import Box, Stage, wait_for
+from tests.native.procfs import waits_for_events
 
 TARGET = 4.0
 """Seconds that a run which is to be moved should take."""
@@ -26,6 +27,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "ib_send_bw, shared queue": ("--use-srq", "-q", "4", "-b"),
     "ib_send_bw, events": ("-b", "-e"),
     "ib_send_bw, XRC": ("-c", "XRC", "-q", "4", "-b"),
+    "ib_send_bw, rdma_cm": ("-R", "-b"),
     "ib_write_bw, XRC": ("-c", "XRC"),
     "ib_read_bw, XRC": ("-c", "XRC"),
     "ib_write_bw, UC": ("-c", "UC"),
@@ -92,9 +94,11 @@ def start(stage: Stage, program: str, iterations: int, server_on: str = "a", cli
 
 
 def _listens(box: Box) -> bool:
-    """Whether something in the container's namespace listens at perftest's or pingpong's port."""
+    """Whether the program listens: at perftest's or pingpong's TCP port, or waits for rdma_cm's events."""
     pid = box.info()["pid"]
     assert pid is not None, box.log()
+    if waits_for_events(pid):
+        return True
     with open(f"/proc/{pid}/net/tcp") as table, open(f"/proc/{pid}/net/tcp6") as table6:
         lines = [*table, *table6]
     return any(

@@ -41,6 +41,13 @@ def test_shared_queues_xrc_and_events_move_too(stage: Stage, sizes: Sizes, progr
     assert run.shapes() == sizes.of(stage, program)[1]
 
 
+@pytest.mark.parametrize("who", ["server", "client"])
+def test_ib_send_bw_through_rdma_cm_moves(stage: Stage, sizes: Sizes, who: str) -> None:
+    run = moved(stage, sizes, "ib_send_bw, rdma_cm", who)
+    run.finish()
+    assert run.shapes() == sizes.of(stage, "ib_send_bw, rdma_cm")[1]
+
+
 def test_ib_send_bw_both_ways_ends_well_when_its_server_is_moved(stage: Stage, sizes: Sizes) -> None:
     run = moved(stage, sizes, "ib_send_bw", "server")
     run.finish()

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Moves of programs on rdma_cm: at every step of a connection, with events waiting to be fetched."""
+
+from __future__ import annotations
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from tests.e2e.stage import Box, Stage, built, wait_for
+from tests.native.procfs import waits_for_events
+
+from migroce.errors import MigroceError
+
+PROGRAM = "/usr/local/bin/cmcheck"
+
+
+class Connection:
+    """A server and a client of cmcheck, held at each step until the test lets them go on."""
+
+    def __init__(self, stage: Stage, *options: str) -> None:
+        self.stage = stage
+        self.argv = [PROGRAM, "--hold", "/hold", *options]
+        self.files = {PROGRAM: str(built("tests/workload/cmcheck"))}
+        self.server = self._start("cm-server", "a")
+        self.reach(self.server, "listening")
+        self.client = self._start("cm-client", "b", self.server.ip)
+        self.reach(self.client, "created")
+
+    def _start(self, role: str, node: str, *more: str) -> Box:
+        hold = ["sh", "-c", 'mkdir -p /hold && exec "$@"', "sh"]
+        return self.stage.box(role, node, [*hold, *self.argv, *more], files=self.files)
+
+    def reach(self, box: Box, step: str) -> None:
+        """Wait until a program has come to a step."""
+
+        def there() -> bool:
+            assert box.info()["status"] != "exited", f"before {step}: {box.log()}"
+            path = box.file("/hold/at")
+            return path.exists() and path.read_text().strip() == step
+
+        wait_for(f"{box.name} at {step}", there)
+
+    def on(self, box: Box, at: str, to: str) -> None:
+        """Let a program go on from one step to the next."""
+        box.file(f"/hold/go-{at}").touch()
+        self.reach(box, to)
+
+    def establish(self) -> None:
+        """From the beginning, without a move."""
+        self.on(self.client, "created", "addressed")
+        self.on(self.client, "addressed", "routed")
+        self.on(self.client, "routed", "connecting")
+        self.on(self.server, "listening", "arrived")
+        self.on(self.server, "arrived", "request")
+        self.on(self.server, "request", "accepted")
+        self.on(self.client, "connecting", "answered")
+        self.on(self.client, "answered", "established")
+
+    def move_both(self) -> None:
+        """At the same time."""
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(box.move) for box in (self.server, self.client)]:
+                assert done.result().warnings == []
+
+    def finish(self, *, client: str, server: str) -> None:
+        """Let both go on to their ends, from these steps."""
+        for box, steps in (
+            (self.client, (client, "disconnecting", "left")),
+            (self.server, (server, "ended")),
+        ):
+            for step in steps:
+                box.file(f"/hold/go-{step}").touch()
+        for box in (self.client, self.server):
+            assert box.wait() == 0, box.log()
+            assert '"done"' in box.log()
+
+
+def test_a_listener_and_a_client_that_resolves_move(stage: Stage) -> None:
+    """No connection yet: a port listened on, ids, events that nobody has fetched."""
+    c = Connection(stage)
+    c.server.move()
+    for step in ("addressed", "routed"):
+        c.client.move()
+        c.on(c.client, {"addressed": "created", "routed": "addressed"}[step], step)
+    with ThreadPoolExecutor(1) as pool:  # the request meets a server that may be anywhere in its move
+        moving = pool.submit(c.server.move)
+        c.client.move()
+        c.on(c.client, "routed", "connecting")
+        moving.result()
+    c.on(c.server, "listening", "arrived")
+    c.on(c.server, "arrived", "request")
+    c.on(c.server, "request", "accepted")
+    c.on(c.client, "connecting", "answered")
+    c.on(c.client, "answered", "established")
+    c.on(c.server, "accepted", "established")
+    c.finish(client="established", server="established")
+
+
+def test_both_ends_move_between_connect_and_accept(stage: Stage) -> None:
+    """REQ arrived and not fetched; fetched and not accepted; REP sent and no RTU; RTU not fetched."""
+    c = Connection(stage)
+    c.on(c.client, "created", "addressed")
+    c.on(c.client, "addressed", "routed")
+    c.on(c.client, "routed", "connecting")
+    c.on(c.server, "listening", "arrived")
+    c.move_both()
+    c.on(c.server, "arrived", "request")
+    c.server.move()
+    c.client.move()
+    c.on(c.server, "request", "accepted")
+    c.on(c.client, "connecting", "answered")
+    c.move_both()
+    c.on(c.client, "answered", "established")
+    c.server.move()
+    c.on(c.server, "accepted", "established")
+    c.finish(client="established", server="established")
+
+
+def test_both_ends_move_while_the_connection_ends(stage: Stage) -> None:
+    """Established; DREQ arrived and not fetched; DREP arrived and not fetched; timewait."""
+    c = Connection(stage)
+    c.establish()
+    c.on(c.server, "accepted", "established")
+    c.move_both()
+    c.server.file("/hold/go-established").touch()
+    c.on(c.client, "established", "disconnecting")
+    c.reach(c.server, "ended")
+    c.move_both()
+    c.server.file("/hold/go-ended").touch()
+    c.on(c.client, "disconnecting", "left")
+    c.client.move()
+    c.finish(client="left", server="ended")
+
+
+def test_a_datagram_service_moves(stage: Stage) -> None:
+    """SIDR request waiting, answered, the answer not fetched; datagrams go to where the server is."""
+    c = Connection(stage, "--ud")
+    c.on(c.client, "created", "addressed")
+    c.on(c.client, "addressed", "routed")
+    c.on(c.client, "routed", "connecting")
+    c.on(c.server, "listening", "arrived")
+    c.move_both()
+    c.on(c.server, "arrived", "request")
+    c.server.move()
+    c.on(c.server, "request", "accepted")
+    c.on(c.client, "connecting", "answered")
+    c.move_both()
+    c.on(c.client, "answered", "established")
+    c.on(c.server, "accepted", "established")
+    c.server.move()
+    c.finish(client="established", server="established")
+
+
+def _ended_well(box: Box) -> bool:
+    """rping may close the channel that its own thread reads from, and then ends with 255."""
+    status = box.wait()
+    return status == 0 or (status == 255 and "rdma_get_cm_event: Bad file descriptor" in box.log())
+
+
+def _rping(stage: Stage, count: int) -> tuple[Box, Box]:
+    """Server and client of a run that has begun (or is over already)."""
+    common = ["-C", str(count), "-V", "-S", "4000"]
+    server = stage.box("rping-server", "a", ["rping", "-s", *common])
+    wait_for("rping to listen", lambda: waits_for_events(server.info()["pid"]))
+    client = stage.box("rping-client", "b", ["rping", "-c", "-a", server.ip, *common])
+    wait_for("traffic", lambda: client.info()["status"] == "exited" or client.packets() > 20)
+    return server, client
+
+
+@pytest.mark.parametrize("who", ["server", "client"])
+def test_rping_moves(stage: Stage, who: str) -> None:
+    """SENDs, READs and WRITEs of a connection made by rdma_cm, with events; -V: it checks its data."""
+    count, went_on = 5_000, False
+    while not went_on:
+        server, client = _rping(stage, count)
+        with contextlib.suppress(MigroceError):  # it was over before
+            (server if who == "server" else client).move()
+            went_on = client.info()["status"] != "exited"
+        for box in (client, server):
+            assert _ended_well(box), box.log()
+        assert count < 1_000_000
+        count *= 4
