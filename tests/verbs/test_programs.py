@@ -67,7 +67,8 @@ PERFTEST = (
     "ib_atomic_lat -n 500",
     "ib_atomic_lat -n 200 -e -A CMP_AND_SWAP",
     *(f"ib_send_{op} -n 500 -c {service} -s 1000" for op in ("bw", "lat") for service in ("UC", "UD")),
-    # UC and UD lose what finds no receive posted: no more messages than perftest posts receives (512, an SRQ's shared by all QPs).
+    # UC and UD lose what finds no receive posted: no more messages than perftest posts receives (512,
+    # an SRQ's shared by all QPs).
     "ib_send_bw -n 512 -c UD -q 4 -s 64 -l 16",
     "ib_send_bw -n 500 -c UD -s 1024 -e --use_old_post_send",
     "ib_send_bw -n 500 -c UD -s 4096 -b",

@@ -71,7 +71,7 @@ class Pair:
         port: int,
         timeout: float = 60,
     ) -> Outcome:
-        """Start `command` as a server, and as a client once it listens on TCP `port`; `timeout` s for both."""
+        """Run `command` as a server and, once that listens on TCP `port`, a client; `timeout` s for both."""
         end = time.monotonic() + timeout * (1.5 if sanitized() else 1)
         first = self._start(0, [*command, *server])
         try:
