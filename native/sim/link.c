@@ -4,6 +4,7 @@
  * packet: rules for single packets first (directed tests), then the link's seeded adversity.
  */
 #include "sim/sim.h"
+#include "transport/internal.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -384,6 +385,23 @@ static void spread(struct mgs_world *w, struct sim_packet *p)
 	free(p);
 }
 
+/* An ACK that named a READ or atomic would make the kernel's rdma_rxe complete it without its data. */
+static void check_ack(struct sim_engine *e, const struct mg_pkt *k, const struct mg_hdrs *h)
+{
+	const struct mg_qp *qp = mg_idtab_get(&e->e->qps, k->qpn);
+
+	if (!qp || (h->opcode & ~MG_SVC_MASK) != MG_OP_ACK || h->aeth.syndrome & MG_AETH_KIND)
+		return;
+	for (uint32_t i = 0; i < qp->resp.n_res; i++) {
+		const struct mg_resource *s = &qp->resp.res[i];
+
+		if (s->opcode && mg_psn_diff(h->psn, s->first_psn) >= 0 &&
+		    mg_psn_diff(h->psn, s->last_psn) <= 0)
+			sim_violate(e->w, "e%d: mg_tx: an ACK names PSN %u of a READ or atomic", e->index,
+				    h->psn);
+	}
+}
+
 /* What mg_tx gave, checked against engine.h's promises, becomes bytes. */
 void sim_send(struct sim_engine *e, const struct mg_pkt *k, unsigned index)
 {
@@ -427,6 +445,8 @@ void sim_send(struct sim_engine *e, const struct mg_pkt *k, unsigned index)
 		 h.payload_len > e->cfg.max_path_mtu)
 		sim_violate(w, "e%d: mg_tx: opcode %02x: capable %d, pkey %04x, pad %u (said %u), payload %u",
 			    e->index, h.opcode, h.capable, h.pkey, h.pad, k->pad, h.payload_len);
+	else
+		check_ack(e, k, &h);
 	if (mg_gid_multicast(p->dst))
 		spread(w, p);
 	else

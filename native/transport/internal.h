@@ -205,6 +205,7 @@ struct mg_resource {
 
 struct mg_responder {
 	uint32_t epsn;
+	uint32_t ack_psn; /* of the last packet taken that an ACK may name: not a READ's or an atomic's */
 	uint32_t msn;
 	bool nak_sent; /* since epsn last moved: later packets are dropped in silence */
 	bool ack_pending;

@@ -271,7 +271,7 @@ bool mg_mig_tx(struct mg_qp *qp, struct mg_pkt *p)
 		struct mg_hdrs h;
 
 		m->send_announce = false;
-		mg_qp_hdrs(qp, MG_OP_ACK, (qp->resp.epsn - 1) & MG_PSN_MASK, &h);
+		mg_qp_hdrs(qp, MG_OP_ACK, qp->resp.ack_psn, &h);
 		h.opcode = qp->type == IBV_QPT_UC ? MG_OP_ACK : h.opcode; /* UC has none */
 		h.aeth.syndrome = MG_AETH_ACK;
 		h.aeth.msn = qp->resp.msn;

@@ -195,6 +195,7 @@ int mg_qp_apply_attr(struct mg_qp *qp, const struct ibv_qp_attr *a, int mask)
 	if (mask & IBV_QP_RQ_PSN) {
 		q->rq_psn = a->rq_psn & MG_PSN_MASK;
 		qp->resp.epsn = q->rq_psn;
+		qp->resp.ack_psn = (q->rq_psn - 1) & MG_PSN_MASK;
 	}
 	if (mask & IBV_QP_SQ_PSN) {
 		q->sq_psn = a->sq_psn & MG_PSN_MASK;

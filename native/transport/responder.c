@@ -5,6 +5,10 @@
  * Acknowledgements are cumulative and sent when the caller has no more packets for us, when
  * enough have gathered, or at once for errors. READ answers are jobs in PSN order; nothing that
  * acknowledges a later PSN overtakes them (IBA 9.7.4.1.2).
+ *
+ * An ACK never names the PSN of a READ or atomic, though those are the last that were executed: its answer
+ * may be lost, and there are requesters (Linux's rxe_comp.c) that take the ACK for it and complete the
+ * request without its data.
  */
 #include "transport/internal.h"
 
@@ -155,9 +159,10 @@ static void accepted(struct mg_qp *qp, const struct mg_hdrs *h, uint32_t n_psn)
 	mg_resp_comm_est(qp);
 	if (h->mask & MG_P_ANSWERED) {
 		r->ack_pending = false; /* its answer acknowledges all that came before */
-	} else if (h->ackreq) {
-		r->ack_pending = true;
-		r->ack_count++;
+	} else {
+		r->ack_psn = h->psn;
+		r->ack_pending |= h->ackreq;
+		r->ack_count += h->ackreq;
 	}
 	mg_qp_ready(qp);
 }
@@ -579,13 +584,13 @@ enum mg_tx_result mg_resp_tx(struct mg_qp *qp, unsigned flags, struct mg_pkt *p)
 	if (r->nak) {
 		syndrome = r->nak;
 		r->nak = 0;
-		tx_ack(qp, syndrome, syndrome == MG_AETH_ACK ? (r->epsn - 1) & MG_PSN_MASK : r->epsn, p);
+		tx_ack(qp, syndrome, syndrome == MG_AETH_ACK ? r->ack_psn : r->epsn, p);
 		return MG_TX_PACKET;
 	}
 	if (!r->ack_pending || !mg_qp_connected(qp))
 		return MG_TX_NONE;
 	if (flags & MG_TX_LAZY && !r->ack_force && r->ack_count < ACK_BATCH)
 		return MG_TX_HELD;
-	tx_ack(qp, MG_AETH_ACK, (r->epsn - 1) & MG_PSN_MASK, p);
+	tx_ack(qp, MG_AETH_ACK, r->ack_psn, p);
 	return MG_TX_PACKET;
 }

@@ -110,6 +110,7 @@ void mg_uc_rx(struct mg_qp *qp, const struct mg_hdrs *h)
 		qp->e->counters[MG_CNT_DUPLICATES]++;
 		return;
 	}
+	r->ack_psn = h->psn;
 	r->epsn = (h->psn + 1) & MG_PSN_MASK;
 	if (begins || diff) {
 		if (r->opcode != MG_RESP_IDLE) /* its end was lost */

@@ -149,6 +149,23 @@ def test_a_duplicate_is_acknowledged_again() -> None:
     assert ask(make(), packet(w.Op.SEND_FIRST, EPSN - 4, capable=False, payload=b"x" * 8, ackreq=True))
 
 
+def test_an_acknowledgement_never_names_a_read_or_atomic() -> None:
+    """rdma_rxe would complete it without its data."""
+    context = d.ContextRecord(US, 1 << 18, 1 << 18, 1, 4, 4096, 1)
+    send = packet(w.Op.SEND_ONLY, -9, capable=False)
+
+    def acked(epsn: int, *resources: tuple[int, int, int]) -> int:
+        qp = d.make_qp(QPN, peer_qpn=PEER_QPN, local_gid=US, peer_gid=PEER, epsn=epsn, path_mtu=4096)
+        records = tuple(d.ResourceRecord(QPN, op, first, last, 0, 0, 8, 0) for op, first, last in resources)
+        return parse(ask(StandIn([d.Dump(context, qps=(qp,), resources=records)]), send)).psn
+
+    read, atomic = w.Op.READ_REQ, w.Op.FETCH_ADD
+    assert acked(2, (read, 1, 1)) == 0
+    assert acked(2, (read, 0xFFFFFE, 0), (atomic, 1, 1)) == 0xFFFFFD
+    assert acked(2, (read, 0xFFFFFE, 0xFFFFFF), (atomic, 1, 1)) == 0
+    assert acked(2, (read, 3, 1), (read, 2, 2)) in range(1 << 24), "records that lie end"
+
+
 def test_a_duplicate_atomic_gets_its_recorded_result() -> None:
     add = packet(w.Op.FETCH_ADD, EPSN - 3, capable=False, atomic=w.AtomicEth(0x1000, 5, 1))
     got = parse(ask(make(), add))

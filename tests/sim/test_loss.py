@@ -7,7 +7,7 @@ import pytest
 
 from .pair import Pair
 from .records import MS, NEVER, US, Action, Link, S
-from .verbs import QpState, WcStatus
+from .verbs import QpState, WcStatus, WrOpcode
 
 ACK, READ_RESP = 17, (13, 16)
 RNR, RNR_MASK = 0x20, 0x60
@@ -55,6 +55,27 @@ def test_each_kind_of_packet_may_get_lost(op: int, skip: int) -> None:
         assert w.b.get(target) == b"only" + data[4:]
         assert w.a.get(got) == data
         assert w.a.get(few) == data[:4]
+
+
+@pytest.mark.parametrize("strip", [0, 1])
+@pytest.mark.parametrize("last", ["READ", "atomic"])
+def test_an_acknowledgement_never_names_a_read_or_atomic(last: str, strip: int) -> None:
+    """rdma_rxe takes one for the answer and completes the request without its data."""
+    with Pair(link=Link(strip=strip)) as w:
+        w.go(5 * S)
+        target, source = w.b.space(8), w.b.put(b"source!!")
+        w.rule(Action.DROP, (13, 18), src=1, count=6)  # the answer, then acknowledgements of duplicates
+        w.rule(Action.CAPTURE, ACK, src=1)
+        w.a.write(1, b"first", target, w.b)
+        into = w.a.space(8)
+        opcode = WrOpcode.RDMA_READ if last == "READ" else WrOpcode.ATOMIC_FETCH_AND_ADD
+        w.a.post(2, opcode, [into], **w.b.remote(source))
+        w.go(5 * S)
+        assert w.a.done() == [(1, 0), (2, 0)]
+        assert w.a.get(into) == b"source!!"
+        psns = {int.from_bytes(p.data[9:12], "big") for p in w.captured()}
+        assert psns == {w.a.path.sq_psn}, "the WRITE's only"
+        assert w.b.engine.counters()["duplicates"] > 0
 
 
 def test_a_late_duplicate_write_does_not_undo_a_newer_one() -> None:

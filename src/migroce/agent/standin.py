@@ -5,7 +5,8 @@ docs/protocol.md says why. In short, to a request from a QP's peer:
 
 - with the capability bit: NAK stopped for its PSN, on which the peer pauses and probes;
 - without it, PSN expected or beyond: RNR NAK for the expected PSN, so that the peer waits and sends again;
-- without it, duplicate SEND or WRITE: the acknowledgement again; duplicate atomic: its recorded result
+- without it, duplicate SEND or WRITE: the acknowledgement of the last SEND or WRITE again (never one that
+  names a READ or atomic: rdma_rxe would complete it without its data); duplicate atomic: its recorded result
   (ATOMIC WRITE, FLUSH: the empty READ response);
   duplicate READ: RNR NAK for its own PSN (the data is frozen; without an answer a peer with short timeouts
   would give up);
@@ -86,6 +87,8 @@ class _Qp:
     """What is remembered of a stopped QP."""
 
     record: QpRecord
+    ack_psn: int
+    """The last that was executed and is acknowledged by an ACK: not a READ's or atomic's."""
     atomics: dict[int, int]
     """PSN of an atomic, ATOMIC WRITE or FLUSH that was executed -> its result."""
     peer_gid: bytes
@@ -105,12 +108,17 @@ class StandIn:
         self.counts: Counter[str] = Counter()
         for dump in dumps:
             atomics: dict[int, dict[int, int]] = {}
+            answered: dict[int, dict[int, int]] = {}
             for res in dump.resources:
+                answered.setdefault(res.qpn, {})[res.last_psn] = res.first_psn
                 if res.opcode != Op.READ_REQ:
                     atomics.setdefault(res.qpn, {})[res.first_psn] = res.atomic_orig
             for qp in dump.qps:
                 if qp.connected and qp.type in _SERVICES:
-                    self._qps[qp.qpn] = _Qp(qp, atomics.get(qp.qpn, {}), qp.peer_gid, qp.peer_epoch)
+                    ack_psn = _before(qp.epsn, answered.get(qp.qpn, {}))
+                    self._qps[qp.qpn] = _Qp(
+                        qp, ack_psn, atomics.get(qp.qpn, {}), qp.peer_gid, qp.peer_epoch
+                    )
 
     def __len__(self) -> int:
         return len(self._qps)
@@ -152,7 +160,7 @@ class StandIn:
         if self._moved_to is not None:
             return (self._resume(qp, self._moved_to), "resume") if capable else (None, "ignored")
         if opcode == Op.RESUME:
-            return self._ack(qp, (record.epsn - 1) & PSN_MASK, Syndrome.ACK), "resume_heard"
+            return self._ack(qp, qp.ack_psn, Syndrome.ACK), "resume_heard"
         service = _SERVICES[record.type]
         if service == SVC_UC or opcode & SVC_MASK != service or not info.mask & P_REQUEST:
             return None, "ignored"
@@ -175,10 +183,10 @@ class StandIn:
         return self._ack(qp, psn, Syndrome.RNR_NAK + code), "rnr_nak"
 
     def _duplicate(self, qp: _Qp, psn: int, opcode: int, *, ackreq: bool) -> tuple[Reply | None, str]:
-        record, mask = qp.record, OPINFO[opcode].mask
+        mask = OPINFO[opcode].mask
         if mask & (P_SEND | P_WRITE):
             if ackreq or mask & (P_LAST | P_ONLY):
-                return self._ack(qp, (record.epsn - 1) & PSN_MASK, Syndrome.ACK), "ack"
+                return self._ack(qp, qp.ack_psn, Syndrome.ACK), "ack"
         elif mask & P_ATOMIC and psn in qp.atomics:
             return self._ack(qp, psn, Syndrome.ACK, orig=qp.atomics[psn]), "atomic_ack"
         elif opcode & ~SVC_MASK in (Op.FLUSH, Op.ATOMIC_WRITE) and psn in qp.atomics:
@@ -227,6 +235,14 @@ class StandIn:
         record = qp.record
         meh = Meh(record.qpn, (record.epoch + 1) & 0xFFFFFFFF, record.epsn, record.token, gid)
         return _reply(qp, Packet(Op.RESUME, record.peer_qpn, 0, capable=True, meh=meh))
+
+
+def _before(epsn: int, answered: dict[int, int]) -> int:
+    """The PSN before `epsn` and all requests in `answered` (last PSN -> first) that lie right below it."""
+    psn = (epsn - 1) & PSN_MASK
+    for _ in answered:  # each once: they may lie
+        psn = (answered.get(psn, psn + 1) - 1) & PSN_MASK
+    return psn
 
 
 def intact(packet: bytes, src_gid: bytes, src_port: int, dst_gid: bytes) -> bool:
