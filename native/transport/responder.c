@@ -10,7 +10,7 @@
  * may be lost, and there are requesters (Linux's rxe_comp.c) that take the ACK for it and complete the
  * request without its data.
  */
-#include "transport/internal.h"
+#include "transport/responder.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -73,7 +73,7 @@ static void nak(struct mg_qp *qp, uint8_t syndrome)
 
 /* A class B/C responder error (IBA 9.9.3.1): tell the peer, break the QP; with `status`, the
  * receive request in use completes with it first. */
-static void refuse(struct mg_qp *qp, uint8_t syndrome, enum ibv_wc_status status)
+void mg_resp_refuse(struct mg_qp *qp, uint8_t syndrome, enum ibv_wc_status status)
 {
 	enum ibv_event_type event = syndrome == MG_NAK_REM_ACCESS    ? IBV_EVENT_QP_ACCESS_ERR
 				    : syndrome == MG_NAK_INVALID_REQ ? IBV_EVENT_QP_REQ_ERR
@@ -208,16 +208,16 @@ static void rx_send(struct mg_qp *qp, const struct mg_hdrs *h)
 		}
 		r->offset = 0;
 	} else if (!r->have_wqe) { /* an XRC one's queue was destroyed */
-		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
+		mg_resp_refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
 		return;
 	}
 	if (h->payload_len > qp->taken->length - r->offset) {
-		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_LOC_LEN_ERR);
+		mg_resp_refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_LOC_LEN_ERR);
 		return;
 	}
 	err = mg_recv_scatter(qp, r->offset, h->payload, h->payload_len);
 	if (err) {
-		refuse(qp, MG_NAK_REM_OP, IBV_WC_LOC_PROT_ERR);
+		mg_resp_refuse(qp, MG_NAK_REM_OP, IBV_WC_LOC_PROT_ERR);
 		return;
 	}
 	r->offset += h->payload_len;
@@ -241,16 +241,16 @@ static void rx_write(struct mg_qp *qp, const struct mg_hdrs *h)
 	uint8_t *to = NULL;
 
 	if (h->payload_len > left || (ends && h->payload_len != left) || (!ends && h->payload_len == left)) {
-		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
+		mg_resp_refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
 		return;
 	}
 	if (!(qp->access & IBV_ACCESS_REMOTE_WRITE)) { /* not offered by this QP (IBA 9.7.4.1.5) */
-		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
+		mg_resp_refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
 		return;
 	}
 	/* A write of no bytes is not checked against a key (IBA 9.7.4.1.6, C9-88). */
 	if (left && !(to = mg_remote_map(qp, rkey, va, left, IBV_ACCESS_REMOTE_WRITE))) {
-		refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
+		mg_resp_refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
 		return;
 	}
 	if (h->mask & MG_H_IMM && !mg_recv_take(qp, qp->srq)) {
@@ -258,7 +258,7 @@ static void rx_write(struct mg_qp *qp, const struct mg_hdrs *h)
 		return;
 	}
 	if (h->payload_len && !mg_copy(qp->e, to, h->payload, h->payload_len)) {
-		refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
+		mg_resp_refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
 		return;
 	}
 	if (begins)
@@ -272,7 +272,7 @@ static void rx_write(struct mg_qp *qp, const struct mg_hdrs *h)
 	accepted(qp, h, 1);
 }
 
-static void add_job(struct mg_qp *qp, uint32_t last_psn, const struct mg_hdrs *h, uint64_t orig)
+void mg_resp_add_job(struct mg_qp *qp, uint32_t last_psn, const struct mg_hdrs *h, uint64_t orig)
 {
 	struct mg_responder *r = &qp->resp;
 
@@ -287,14 +287,7 @@ static void add_job(struct mg_qp *qp, uint32_t last_psn, const struct mg_hdrs *h
 	mg_qp_ready(qp);
 }
 
-/* Remember what was executed, in the place of what the requester cannot ask for any more. */
-static void record(struct mg_responder *r, const struct mg_resource *res)
-{
-	r->res[r->res_next] = *res;
-	r->res_next = (r->res_next + 1) % r->n_res;
-}
-
-static bool read_allowed(const struct mg_qp *qp, const struct mg_hdrs *h)
+bool mg_resp_read_allowed(const struct mg_qp *qp, const struct mg_hdrs *h)
 {
 	return !h->reth.length || (qp->pd && mg_remote_map(qp, h->reth.rkey, h->reth.va, h->reth.length,
 							   IBV_ACCESS_REMOTE_READ));
@@ -308,38 +301,21 @@ static void rx_read(struct mg_qp *qp, const struct mg_hdrs *h)
 
 	/* Not offered, more at once than we granted, or longer than a message may be (IBA 9.7.4.1.5). */
 	if (!(qp->access & IBV_ACCESS_REMOTE_READ) || r->job_fill == r->n_jobs || h->reth.length > 1u << 31) {
-		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
+		mg_resp_refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
 		return;
 	}
-	if (!read_allowed(qp, h)) {
-		refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
+	if (!mg_resp_read_allowed(qp, h)) {
+		mg_resp_refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
 		return;
 	}
-	record(r, &(struct mg_resource){.first_psn = h->psn,
-					.last_psn = last,
-					.va = h->reth.va,
-					.rkey = h->reth.rkey,
-					.length = h->reth.length,
-					.opcode = h->opcode});
-	add_job(qp, last, h, 0);
+	mg_resp_record(r, &(struct mg_resource){.first_psn = h->psn,
+						.last_psn = last,
+						.va = h->reth.va,
+						.rkey = h->reth.rkey,
+						.length = h->reth.length,
+						.opcode = h->opcode});
+	mg_resp_add_job(qp, last, h, 0);
 	accepted(qp, h, n);
-}
-
-/* What an atomic, an ATOMIC WRITE or a FLUSH names. */
-static struct mg_resource named(const struct mg_hdrs *h)
-{
-	struct mg_resource res = {.first_psn = h->psn, .last_psn = h->psn, .opcode = h->opcode};
-
-	if (h->mask & MG_H_RETH) {
-		res.va = h->reth.va;
-		res.rkey = h->reth.rkey;
-		res.length = h->reth.length;
-	} else {
-		res.va = h->atomic.va;
-		res.rkey = h->atomic.rkey;
-		res.length = sizeof(res.atomic_orig);
-	}
-	return res;
 }
 
 static void rx_atomic(struct mg_qp *qp, const struct mg_hdrs *h)
@@ -350,93 +326,19 @@ static void rx_atomic(struct mg_qp *qp, const struct mg_hdrs *h)
 	uint8_t refused;
 
 	if (r->job_fill == r->n_jobs) {
-		refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
+		mg_resp_refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
 		return;
 	}
 	refused = mg_atomic_execute(qp, h, &orig);
 	if (refused) {
-		refuse(qp, refused, IBV_WC_SUCCESS);
+		mg_resp_refuse(qp, refused, IBV_WC_SUCCESS);
 		return;
 	}
-	res = named(h);
+	res = mg_resp_named(h);
 	res.atomic_orig = orig;
-	record(r, &res);
-	add_job(qp, h->psn, h, orig);
+	mg_resp_record(r, &res);
+	mg_resp_add_job(qp, h->psn, h, orig);
 	accepted(qp, h, 1);
-}
-
-/* ---- duplicates (IBA 9.7.5.1.4) -------------------------------------------------------------- */
-
-/*
- * The requester has gone back to `psn`: it will ask again for whatever was still to come from
- * there. False: there is no room, which only happens when it asks for more than we granted.
- */
-static bool restart_jobs(struct mg_responder *r, uint32_t psn)
-{
-	while (r->job_fill &&
-	       mg_psn_diff(r->jobs[(r->job_head + r->job_fill - 1) % r->n_jobs].last_psn, psn) >= 0)
-		r->job_fill--;
-	return r->job_fill < r->n_jobs;
-}
-
-static void duplicate_read(struct mg_qp *qp, const struct mg_hdrs *h)
-{
-	struct mg_responder *r = &qp->resp;
-	uint32_t n = mg_packets(h->reth.length, qp->mtu);
-
-	for (uint32_t i = 0; i < r->n_res; i++) {
-		const struct mg_resource *s = &r->res[i];
-		int32_t skip = mg_psn_diff(h->psn, s->first_psn);
-
-		if (s->opcode != MG_OP_READ_REQ || skip < 0 ||
-		    mg_psn_diff((h->psn + n - 1) & MG_PSN_MASK, s->last_psn) > 0)
-			continue;
-		if (s->rkey != h->reth.rkey || h->reth.va != s->va + (uint64_t)skip * qp->mtu ||
-		    (uint64_t)skip * qp->mtu + h->reth.length > s->length)
-			return; /* not what was asked before: dropped */
-		if (!read_allowed(qp, h)) {
-			refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
-			return;
-		}
-		if (restart_jobs(r, h->psn))
-			add_job(qp, (h->psn + n - 1) & MG_PSN_MASK, h, 0);
-		return;
-	}
-}
-
-/* Its recorded result, never a second execution (IBA C9-105). */
-static void duplicate_atomic(struct mg_qp *qp, const struct mg_hdrs *h)
-{
-	struct mg_resource same = named(h);
-	struct mg_responder *r = &qp->resp;
-
-	for (uint32_t i = 0; i < r->n_res; i++) {
-		const struct mg_resource *s = &r->res[i];
-
-		if (s->opcode != h->opcode || s->first_psn != h->psn)
-			continue;
-		if (s->rkey == same.rkey && s->va == same.va && restart_jobs(r, h->psn))
-			add_job(qp, h->psn, h, s->atomic_orig);
-		return;
-	}
-}
-
-static void duplicate(struct mg_qp *qp, const struct mg_hdrs *h)
-{
-	struct mg_responder *r = &qp->resp;
-
-	qp->duplicates++;
-	qp->e->counters[MG_CNT_DUPLICATES]++;
-	if (h->opcode == MG_OP_READ_REQ) {
-		duplicate_read(qp, h);
-		return;
-	}
-	if (h->mask & MG_P_ANSWERED) {
-		duplicate_atomic(qp, h);
-		return;
-	}
-	r->ack_pending = r->ack_force = true;
-	mg_qp_ready(qp);
 }
 
 static void rx_request(struct mg_qp *qp, const struct mg_hdrs *h)
@@ -452,14 +354,14 @@ static void rx_request(struct mg_qp *qp, const struct mg_hdrs *h)
 		return;
 	}
 	if (diff < 0) {
-		duplicate(qp, h);
+		mg_resp_duplicate(qp, h);
 		return;
 	}
 	if (r->nak && (r->nak & MG_AETH_KIND) == MG_AETH_RNR)
 		return; /* the RNR NAK about this very packet has not gone out yet */
 	r->nak = 0;	/* a sequence NAK that is no longer true */
 	if (!sequence_ok(r, h) || !length_ok(qp, h) || (qp->xrcd && !qp->srq)) {
-		refuse(qp, MG_NAK_INVALID_REQ, r->have_wqe ? IBV_WC_LOC_QP_OP_ERR : IBV_WC_SUCCESS);
+		mg_resp_refuse(qp, MG_NAK_INVALID_REQ, r->have_wqe ? IBV_WC_LOC_QP_OP_ERR : IBV_WC_SUCCESS);
 		return;
 	}
 	if (h->mask & MG_P_SEND)
@@ -490,7 +392,7 @@ void mg_resp_fault(struct mg_qp *qp, uint32_t psn)
 {
 	qp->resp.epsn = psn; /* the NAK names the packet that cannot come */
 	qp->resp.job_fill = 0;
-	refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
+	mg_resp_refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
 }
 
 static bool tx_read(struct mg_qp *qp, struct mg_pkt *p)

@@ -101,34 +101,26 @@ static mode_t creation_mode(int flags, va_list ap)
 	return flags & O_CREAT || (flags & O_TMPFILE) == O_TMPFILE ? va_arg(ap, mode_t) : 0;
 }
 
-#define WRAP_OPEN(symbol, name)                                                     \
-	WRAP(int, symbol, name, const char *path, int flags, ...)                   \
-	{                                                                           \
-		open_fn real = MGV_REAL_AS(open_fn, symbol);                        \
-		mode_t mode;                                                        \
-		va_list ap;                                                         \
-		int fd;                                                             \
-                                                                                    \
-		va_start(ap, flags);                                                \
-		mode = creation_mode(flags, ap);                                    \
-		va_end(ap);                                                         \
-		return open_ours(&path, flags, &fd) ? fd : real(path, flags, mode); \
-	}                                                                           \
+/* open or openat: `params` and `args` are its own and its call's, in parentheses. */
+#define LIST(...) __VA_ARGS__
+#define WRAP_OPEN(symbol, name, type, params, args)                   \
+	WRAP(int, symbol, name, LIST params, ...)                     \
+	{                                                             \
+		type real = MGV_REAL_AS(type, symbol);                \
+		mode_t mode;                                          \
+		va_list ap;                                           \
+		int fd;                                               \
+                                                                      \
+		va_start(ap, flags);                                  \
+		mode = creation_mode(flags, ap);                      \
+		va_end(ap);                                           \
+		return open_ours(&path, flags, &fd) ? fd : real args; \
+	}                                                             \
 	_Static_assert(1, "")
-#define WRAP_OPENAT(symbol, name)                                                        \
-	WRAP(int, symbol, name, int dir, const char *path, int flags, ...)               \
-	{                                                                                \
-		openat_fn real = MGV_REAL_AS(openat_fn, symbol);                         \
-		mode_t mode;                                                             \
-		va_list ap;                                                              \
-		int fd;                                                                  \
-                                                                                         \
-		va_start(ap, flags);                                                     \
-		mode = creation_mode(flags, ap);                                         \
-		va_end(ap);                                                              \
-		return open_ours(&path, flags, &fd) ? fd : real(dir, path, flags, mode); \
-	}                                                                                \
-	_Static_assert(1, "")
+#define OPEN(symbol, name) \
+	WRAP_OPEN(symbol, name, open_fn, (const char *path, int flags), (path, flags, mode))
+#define OPENAT(symbol, name) \
+	WRAP_OPEN(symbol, name, openat_fn, (int dir, const char *path, int flags), (dir, path, flags, mode))
 #define WRAP_OPEN_2(symbol, name) /* what open() becomes under _FORTIFY_SOURCE */       \
 	WRAP(int, symbol, name, const char *path, int flags)                            \
 	{                                                                               \
@@ -177,10 +169,10 @@ static int stat_path(const char **path)
 	}
 }
 
-WRAP_OPEN("open", mgv_open);
-WRAP_OPEN("open64", mgv_open64);
-WRAP_OPENAT("openat", mgv_openat);
-WRAP_OPENAT("openat64", mgv_openat64);
+OPEN("open", mgv_open);
+OPEN("open64", mgv_open64);
+OPENAT("openat", mgv_openat);
+OPENAT("openat64", mgv_openat64);
 WRAP_OPEN_2("__open_2", mgv_open_2);
 WRAP_OPEN_2("__open64_2", mgv_open64_2);
 WRAP_FOPEN("fopen", mgv_fopen);

@@ -21,8 +21,9 @@
 
 #define PORT "18600"
 #define SIZE 8192u
-#define ALL \
-	(IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC)
+#define ALL                                                                                    \
+	((unsigned)IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | \
+	 IBV_ACCESS_REMOTE_ATOMIC)
 
 enum receives { GOOD, NONE, LATE, SHORT, BAD_KEY };
 
@@ -31,36 +32,36 @@ struct scenario {
 	enum ibv_wr_opcode opcode;
 	uint32_t length, rkey_xor;
 	uint64_t offset;
-	int mr_access, qp_access;
 	enum receives receives;
-	uint8_t rnr_retry; /* 7: for ever */
-	bool gone;	   /* the responder's QP is destroyed first */
+	uint8_t rnr_retries;	     /* 0: for ever */
+	bool gone;		     /* the responder's QP is destroyed first */
+	unsigned mr_lacks, qp_lacks; /* of ALL the access flags, at the responder */
 };
 
 static const struct scenario scenarios[] = {
-	{"send", IBV_WR_SEND, 3000, 0, 0, ALL, ALL, GOOD, 7, false},
-	{"send_empty", IBV_WR_SEND, 0, 0, 0, ALL, ALL, GOOD, 7, false},
-	{"send_imm", IBV_WR_SEND_WITH_IMM, 3000, 0, 0, ALL, ALL, GOOD, 7, false},
-	{"write_empty", IBV_WR_RDMA_WRITE, 0, 0, 0, ALL, ALL, GOOD, 7, false},
-	{"write_imm", IBV_WR_RDMA_WRITE_WITH_IMM, 3000, 0, 0, ALL, ALL, GOOD, 7, false},
-	{"write_imm_empty", IBV_WR_RDMA_WRITE_WITH_IMM, 0, 0, 0, ALL, ALL, GOOD, 7, false},
-	{"read_empty", IBV_WR_RDMA_READ, 0, 0, 0, ALL, ALL, GOOD, 7, false},
-	{"write_bad_rkey", IBV_WR_RDMA_WRITE, 64, 0xff00, 0, ALL, ALL, GOOD, 7, false},
-	{"write_out_of_bounds", IBV_WR_RDMA_WRITE, 3000, 0, SIZE - 2999, ALL, ALL, GOOD, 7, false},
-	{"write_no_access_mr", IBV_WR_RDMA_WRITE, 64, 0, 0, IBV_ACCESS_LOCAL_WRITE, ALL, GOOD, 7, false},
-	{"write_no_access_qp", IBV_WR_RDMA_WRITE, 64, 0, 0, ALL, IBV_ACCESS_REMOTE_READ, GOOD, 7, false},
-	{"read_bad_rkey", IBV_WR_RDMA_READ, 64, 0xff00, 0, ALL, ALL, GOOD, 7, false},
-	{"read_out_of_bounds", IBV_WR_RDMA_READ, 3000, 0, SIZE - 2999, ALL, ALL, GOOD, 7, false},
-	{"read_no_access_mr", IBV_WR_RDMA_READ, 64, 0, 0, IBV_ACCESS_LOCAL_WRITE, ALL, GOOD, 7, false},
-	{"read_no_access_qp", IBV_WR_RDMA_READ, 64, 0, 0, ALL, IBV_ACCESS_REMOTE_WRITE, GOOD, 7, false},
-	{"send_too_long", IBV_WR_SEND, 3000, 0, 0, ALL, ALL, SHORT, 7, false},
-	{"send_into_bad_lkey", IBV_WR_SEND, 3000, 0, 0, ALL, ALL, BAD_KEY, 7, false},
-	{"rnr_then_receive", IBV_WR_SEND, 3000, 0, 0, ALL, ALL, LATE, 7, false},
-	{"rnr_write_imm_then_receive", IBV_WR_RDMA_WRITE_WITH_IMM, 3000, 0, 0, ALL, ALL, LATE, 7, false},
-	{"rnr_retries_exceeded", IBV_WR_SEND, 3000, 0, 0, ALL, ALL, NONE, 2, false},
-	{"retries_exceeded_send", IBV_WR_SEND, 3000, 0, 0, ALL, ALL, GOOD, 7, true},
-	{"retries_exceeded_write", IBV_WR_RDMA_WRITE, 3000, 0, 0, ALL, ALL, GOOD, 7, true},
-	{"retries_exceeded_read", IBV_WR_RDMA_READ, 3000, 0, 0, ALL, ALL, GOOD, 7, true},
+	{"send", IBV_WR_SEND, 3000},
+	{"send_empty", IBV_WR_SEND, 0},
+	{"send_imm", IBV_WR_SEND_WITH_IMM, 3000},
+	{"write_empty", IBV_WR_RDMA_WRITE, 0},
+	{"write_imm", IBV_WR_RDMA_WRITE_WITH_IMM, 3000},
+	{"write_imm_empty", IBV_WR_RDMA_WRITE_WITH_IMM, 0},
+	{"read_empty", IBV_WR_RDMA_READ, 0},
+	{"write_bad_rkey", IBV_WR_RDMA_WRITE, 64, .rkey_xor = 0xff00},
+	{"write_out_of_bounds", IBV_WR_RDMA_WRITE, 3000, .offset = SIZE - 2999},
+	{"write_no_access_mr", IBV_WR_RDMA_WRITE, 64, .mr_lacks = ALL & ~(unsigned)IBV_ACCESS_LOCAL_WRITE},
+	{"write_no_access_qp", IBV_WR_RDMA_WRITE, 64, .qp_lacks = ALL & ~(unsigned)IBV_ACCESS_REMOTE_READ},
+	{"read_bad_rkey", IBV_WR_RDMA_READ, 64, .rkey_xor = 0xff00},
+	{"read_out_of_bounds", IBV_WR_RDMA_READ, 3000, .offset = SIZE - 2999},
+	{"read_no_access_mr", IBV_WR_RDMA_READ, 64, .mr_lacks = ALL & ~(unsigned)IBV_ACCESS_LOCAL_WRITE},
+	{"read_no_access_qp", IBV_WR_RDMA_READ, 64, .qp_lacks = ALL & ~(unsigned)IBV_ACCESS_REMOTE_WRITE},
+	{"send_too_long", IBV_WR_SEND, 3000, .receives = SHORT},
+	{"send_into_bad_lkey", IBV_WR_SEND, 3000, .receives = BAD_KEY},
+	{"rnr_then_receive", IBV_WR_SEND, 3000, .receives = LATE},
+	{"rnr_write_imm_then_receive", IBV_WR_RDMA_WRITE_WITH_IMM, 3000, .receives = LATE},
+	{"rnr_retries_exceeded", IBV_WR_SEND, 3000, .receives = NONE, .rnr_retries = 2},
+	{"retries_exceeded_send", IBV_WR_SEND, 3000, .gone = true},
+	{"retries_exceeded_write", IBV_WR_RDMA_WRITE, 3000, .gone = true},
+	{"retries_exceeded_read", IBV_WR_RDMA_READ, 3000, .gone = true},
 };
 
 static void die(const char *what)
@@ -206,7 +207,7 @@ static void connect_qp(struct ibv_qp *qp, const struct scenario *s, int gid_inde
 	attr.qp_state = IBV_QPS_RTS;
 	attr.timeout = 15; /* 134 ms */
 	attr.retry_cnt = 3;
-	attr.rnr_retry = s->rnr_retry;
+	attr.rnr_retry = s->rnr_retries ? s->rnr_retries : 7;
 	attr.sq_psn = own->psn;
 	attr.max_rd_atomic = 4;
 	errno = ibv_modify_qp(qp, &attr,
@@ -282,14 +283,14 @@ static void run(const struct scenario *s, int gid_index, const char *server)
 	struct ibv_qp_attr attr = {.qp_state = IBV_QPS_INIT, .port_num = 1};
 	struct ibv_qp *qp = ibv_create_qp(pd, &init);
 	uint8_t *memory = calloc(1, SIZE);
-	struct ibv_mr *mr = ibv_reg_mr(pd, memory, SIZE, server ? (int)ALL : s->mr_access);
+	struct ibv_mr *mr = ibv_reg_mr(pd, memory, SIZE, (int)(server ? ALL : ALL & ~s->mr_lacks));
 	struct info own = {0}, peer;
 	union ibv_gid gid;
 	int fd;
 
 	if (!pd || !scq || !rcq || !qp || !mr || ibv_query_gid(context, 1, gid_index, &gid))
 		die("device");
-	attr.qp_access_flags = server ? (unsigned)ALL : (unsigned)s->qp_access;
+	attr.qp_access_flags = server ? ALL : ALL & ~s->qp_lacks;
 	errno = ibv_modify_qp(qp, &attr,
 			      IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
 	if (errno)

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* responder.h - what the parts of the responder share: responder.c, duplicate.c. */
+#ifndef MG_RESPONDER_H
+#define MG_RESPONDER_H
+
+#include "transport/internal.h"
+
+/* Answer with NAK `syndrome` and end; `status`: of the receive request in use, if there is one and it is not success. */
+void mg_resp_refuse(struct mg_qp *qp, uint8_t syndrome, enum ibv_wc_status status);
+bool mg_resp_read_allowed(const struct mg_qp *qp, const struct mg_hdrs *h);
+/* Answer a READ or atomic, up to `last_psn`, when its turn comes; orig: an atomic's result. There is room. */
+void mg_resp_add_job(struct mg_qp *qp, uint32_t last_psn, const struct mg_hdrs *h, uint64_t orig);
+
+/* duplicate.c */
+/* What an atomic, an ATOMIC WRITE or a FLUSH names. */
+struct mg_resource mg_resp_named(const struct mg_hdrs *h);
+/* Remember what was executed, in the place of what the requester cannot ask for any more. */
+void mg_resp_record(struct mg_responder *r, const struct mg_resource *res);
+/* A request before the expected one. */
+void mg_resp_duplicate(struct mg_qp *qp, const struct mg_hdrs *h);
+
+#endif
