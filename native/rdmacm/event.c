@@ -67,6 +67,22 @@ struct mgc_event *mgc_post(struct mgc_id *id, enum rdma_cm_event_type type, int 
 	return ev;
 }
 
+void mgc_withdraw_mcast(struct mgc_id *id, const struct mgc_mcast *mc)
+{
+	struct mgc_channel *ch = mgc_channel(id->ib.channel);
+
+	for (struct mgv_list *l = ch->events.next, *next; l != &ch->events; l = next) {
+		struct mgc_event *ev = mgv_container(l, struct mgc_event, link);
+
+		next = l->next;
+		if (ev->mcast != mc)
+			continue;
+		mgv_list_del(&ev->link);
+		mgv_sem_withdraw(&ch->sem, 1);
+		free(ev);
+	}
+}
+
 /* The id's events in its channel, one after the other. */
 static struct mgc_event *next_of(struct mgc_id *id)
 {
@@ -129,11 +145,27 @@ static void fetched(struct mgc_event *ev)
 			rdma_migrate_id(&id->ib, NULL);
 	} else if (ev->ib.event == RDMA_CM_EVENT_REJECTED) {
 		mgc_qp_error(id);
+	} else if (ev->mcast) {
+		err = mgc_joined(id, ev->mcast);
+		ev->ib.status = -err;
+		if (err)
+			ev->ib.event = RDMA_CM_EVENT_MULTICAST_ERROR;
 	} else if (ev->respond && id->ib.qp) {
 		err = mgc_respond(id);
 		ev->ib.event = err ? RDMA_CM_EVENT_CONNECT_ERROR : RDMA_CM_EVENT_ESTABLISHED;
 		ev->ib.status = -err;
 	}
+}
+
+static void count(struct mgc_event *ev)
+{
+	struct mgc_id *id = ev->counted;
+
+	pthread_mutex_lock(&id->mutex);
+	id->delivered++;
+	if (ev->mcast)
+		mgc_mcast_event(ev->mcast, false);
+	pthread_mutex_unlock(&id->mutex);
 }
 
 MGC_EXPORT int rdma_get_cm_event(struct rdma_event_channel *channel, struct rdma_cm_event **event)
@@ -161,7 +193,7 @@ MGC_EXPORT int rdma_get_cm_event(struct rdma_event_channel *channel, struct rdma
 		if (!mgv_list_empty(&ch->events)) {
 			ev = mgv_container(ch->events.next, struct mgc_event, link);
 			mgv_list_del(&ev->link);
-			ev->counted->delivered++;
+			count(ev);
 			if (ev->ib.event == RDMA_CM_EVENT_CONNECT_REQUEST) {
 				ev->counted->backlog++;
 				mgc_id(ev->ib.id)->listener = NULL;
@@ -187,7 +219,9 @@ MGC_EXPORT int rdma_ack_cm_event(struct rdma_cm_event *event)
 	id = ev->counted;
 	pthread_mutex_lock(&id->mutex);
 	id->acked++;
-	pthread_cond_signal(&id->cond);
+	if (ev->mcast)
+		mgc_mcast_event(ev->mcast, true);
+	pthread_cond_broadcast(&id->cond); /* one may destroy the id while another leaves a group */
 	pthread_mutex_unlock(&id->mutex);
 	free(ev);
 	return 0;

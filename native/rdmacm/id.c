@@ -119,11 +119,13 @@ static struct mgc_id *alloc_id(struct mg_device *dev, void *context, enum rdma_p
 	pthread_mutex_init(&id->mutex, NULL);
 	pthread_cond_init(&id->cond, NULL);
 	mgv_list_init(&id->link);
+	mgv_list_init(&id->groups);
 	return id;
 }
 
 static void free_id(struct mgc_id *id)
 {
+	mgc_leave_all(id);
 	pthread_mutex_destroy(&id->mutex);
 	pthread_cond_destroy(&id->cond);
 	free(id->ib.route.path_rec);

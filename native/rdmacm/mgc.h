@@ -62,6 +62,8 @@ enum mgc_state {
 	MGC_DISCONNECTED,
 };
 
+struct mgc_mcast;
+
 struct mgc_channel {
 	struct rdma_event_channel ib;
 	struct mgv_sem sem;
@@ -98,6 +100,7 @@ struct mgc_id {
 	void *ep_private;
 	size_t ep_private_len;
 	bool own_send_cq, own_recv_cq;
+	struct mgv_list groups; /* of struct mgc_mcast */
 	/* events handed out and acknowledged */
 	pthread_mutex_t mutex;
 	pthread_cond_t cond;
@@ -115,8 +118,9 @@ static inline bool mgc_is_ud(const struct mgc_id *id)
 struct mgc_event {
 	struct rdma_cm_event ib;
 	struct mgv_list link;
-	struct mgc_id *counted; /* whose count of acknowledgements */
-	bool respond;		/* a REP that the library answers itself, when the event is fetched */
+	struct mgc_id *counted;	 /* whose count of acknowledgements */
+	struct mgc_mcast *mcast; /* of MULTICAST_JOIN */
+	bool respond;		 /* a REP that the library answers itself, when the event is fetched */
 	uint8_t private_data[MG_CM_PRIVATE_MAX];
 };
 
@@ -154,11 +158,19 @@ unsigned mgc_gid_index(struct mg_device *dev, const struct mg_addr *gid);
 struct mgc_event *mgc_post(struct mgc_id *id, enum rdma_cm_event_type type, int status);
 /* Lock held: forget what is queued for the id. Requests nobody fetched go, too. */
 void mgc_withdraw(struct mgc_id *id);
+void mgc_withdraw_mcast(struct mgc_id *id, const struct mgc_mcast *mc); /* lock held: those of a group */
 void mgc_move_events(struct mgc_id *id, struct rdma_event_channel *to); /* lock held */
 struct rdma_event_channel *mgc_channel_new(void);
 void mgc_channel_free(struct rdma_event_channel *channel);
 /* Synchronous ids wait for what they have begun: 0 or -1 with errno. */
 int mgc_complete(struct mgc_id *id);
+
+/* ---- mcast.c -------------------------------------------------------------------------------------------- */
+
+/* A join's event was fetched: attach the id's QP. errno value */
+int mgc_joined(struct mgc_id *id, struct mgc_mcast *mc);
+void mgc_mcast_event(struct mgc_mcast *mc, bool acked); /* id->mutex held: one was handed out, or is back */
+void mgc_leave_all(struct mgc_id *id);			/* the id ends: its memory of groups */
 
 /* ---- hook.c, conn.c, qp.c ------------------------------------------------------------------------------------ */
 

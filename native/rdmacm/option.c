@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* option.c - rdma_set_option, ECE, multicast. */
+/* option.c - rdma_set_option, ECE. */
 #include "rdmacm/mgc.h"
 
 static int set_id_option(struct mgc_id *id, int name, const void *val, size_t len)
@@ -56,23 +56,4 @@ MGC_EXPORT int rdma_get_remote_ece(struct rdma_cm_id *ib, struct ibv_ece *ece)
 		return mgc_err(EINVAL);
 	memset(ece, 0, sizeof(*ece));
 	return 0;
-}
-
-MGC_EXPORT int rdma_join_multicast_ex(struct rdma_cm_id *ib, struct rdma_cm_join_mc_attr_ex *attr,
-				      void *context)
-{
-	MGC_FORWARD(rdma_join_multicast_ex, ib, attr, context);
-	return mgc_err(EOPNOTSUPP);
-}
-
-MGC_EXPORT int rdma_join_multicast(struct rdma_cm_id *ib, struct sockaddr *addr, void *context)
-{
-	MGC_FORWARD(rdma_join_multicast, ib, addr, context);
-	return mgc_err(EOPNOTSUPP);
-}
-
-MGC_EXPORT int rdma_leave_multicast(struct rdma_cm_id *ib, struct sockaddr *addr)
-{
-	MGC_FORWARD(rdma_leave_multicast, ib, addr);
-	return mgc_err(EADDRNOTAVAIL); /* never joined */
 }

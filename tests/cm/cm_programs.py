@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "verbs"))
 from verbs_pair import ADDRESSES, Outcome, Pair, _finish
 from verbs_programs import Preload, sanitized
 
-__all__ = ["ADDRESSES", "CmPair", "Preload", "command", "finish_within"]
+__all__ = ["ADDRESSES", "CmPair", "Preload", "command", "finish_within", "wait_until"]
 
 
 def command(line: str) -> list[str]:
@@ -26,6 +27,14 @@ def command(line: str) -> list[str]:
     if path is None:
         pytest.skip(f"{program} is not installed")
     return [path, *rest]
+
+
+def wait_until(what: str, there: Callable[[], bool], seconds: float = 40) -> None:
+    """Until there is what is waited for."""
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.005)
 
 
 def finish_within(process: subprocess.Popen[str], seconds: float) -> subprocess.CompletedProcess[str]:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
-from cm_programs import ADDRESSES, CmPair
+from cm_programs import ADDRESSES, CmPair, finish_within, wait_until
 
 A = ADDRESSES[0]
 A6 = "fd99::1"
@@ -64,3 +65,26 @@ def test_a_server_is_told_that_its_client_has_gone(pair: CmPair) -> None:
         server.communicate()
 
 
+GROUPS = {
+    "239.4.3.2": ("igmp", "020304EF", ADDRESSES),
+    "ff15::4:3:2": ("igmp6", "ff15", ("fd99::1", "fd99::2")),
+}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_joined_by_rdma_cm_hears_what_is_sent_to_it(pair: CmPair, group: str) -> None:
+    table, name, own = GROUPS[group]
+    receiver = pair.start(0, f"mckey -m {group} -b {own[0]} -C 20")
+    sender = None
+    try:
+        groups = Path(f"/proc/{receiver.pid}/net/{table}")
+        wait_until("the receiver to join", lambda: name in groups.read_text() and receiver.poll() is None)
+        sender = pair.start(1, f"mckey -m {group} -b {own[1]} -s -C 20")
+        for end in (sender, receiver):
+            done = finish_within(end, 40)
+            assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        for program in (receiver, sender):
+            if program:
+                program.kill()
+                program.communicate()
