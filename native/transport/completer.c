@@ -111,7 +111,8 @@ bool mg_comp_ack_to(struct mg_qp *qp, mg_time now, uint64_t to)
 	for (uint32_t i = r->head; i != r->tail && limit < to; i++) {
 		struct mg_swqe *w = mg_sq_at(qp, i);
 
-		if (mg_wr_is_answered(w->opcode)) { /* only its answer acknowledges a READ or an atomic */
+		/* Only its answer acknowledges a READ or an atomic: an ACK brings no data. */
+		if (mg_wr_is_answered(w->opcode) && !mg_wqe_is_empty_read(w)) {
 			if (w->psn > limit)
 				limit = w->psn;
 			break;

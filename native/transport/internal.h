@@ -235,7 +235,8 @@ struct mg_requester {
 	mg_time stall_until;	  /* UC: too far ahead of the peer, until it tells or this time; 0: not */
 	uint32_t head, cur, tail; /* free-running WQE indices: oldest, holding snd, next free */
 	struct mg_window win;
-	uint64_t *reads; /* ring: extended PSN one past each outstanding READ or atomic request */
+	uint64_t *reads;   /* ring: extended PSN one past each outstanding READ or atomic request */
+	uint64_t data_end; /* extended PSN one past the last READ of some bytes that was sent */
 	uint32_t n_reads, read_head, read_fill;
 	uint32_t read_chunk; /* packets one READ request may ask for */
 	uint8_t retry_left, rnr_left;
@@ -256,8 +257,9 @@ struct mg_requester {
 struct mg_migration {
 	uint8_t token[16], peer_token[16];
 	bool peer_capable, have_peer_token, token_acked;
-	bool paused;   /* the peer is stopped */
-	bool resuming; /* we moved; requests wait for the peer's acknowledgement */
+	bool peer_plain; /* it has sent a packet without the capability bit */
+	bool paused;	 /* the peer is stopped */
+	bool resuming;	 /* we moved; requests wait for the peer's acknowledgement */
 	uint32_t peer_epoch;
 	uint8_t announce_left;
 	bool send_announce, send_token, send_token_ack, send_resume, send_resume_ack;
@@ -476,9 +478,10 @@ void mg_req_flush(struct mg_qp *qp);
 void mg_req_reset(struct mg_qp *qp);
 mg_time mg_req_deadline(const struct mg_qp *qp);
 void mg_req_timer(struct mg_qp *qp, mg_time now);
-uint64_t mg_req_ack_timeout(const struct mg_qp *qp); /* ns, 0: none */
-uint64_t mg_req_soft_base(const struct mg_qp *qp);   /* ns until the first soft retransmission */
-void mg_req_restart(struct mg_qp *qp, mg_time now);  /* go back with fresh retry counters and timers */
+uint64_t mg_req_ack_timeout(const struct mg_qp *qp);   /* ns, 0: none */
+void mg_req_peer_known(struct mg_qp *qp, mg_time now); /* the peer has turned out to be of our kind */
+uint64_t mg_req_soft_base(const struct mg_qp *qp);     /* ns until the first soft retransmission */
+void mg_req_restart(struct mg_qp *qp, mg_time now);    /* go back with fresh retry counters and timers */
 
 /* unack.c: UC and UD */
 enum mg_tx_result mg_unack_tx(struct mg_qp *qp, mg_time now, struct mg_pkt *p);
@@ -513,6 +516,11 @@ static inline bool mg_wr_is_placed(unsigned opcode)
 static inline bool mg_wr_is_answered(unsigned opcode)
 {
 	return opcode == IBV_WR_RDMA_READ || mg_wr_is_atomic(opcode) || mg_wr_is_placed(opcode);
+}
+/* A READ of no bytes: an acknowledgement tells all there is. */
+static inline bool mg_wqe_is_empty_read(const struct mg_swqe *w)
+{
+	return w->opcode == IBV_WR_RDMA_READ && !w->length;
 }
 /* One of CMP_SWAP, FETCH_ADD, FLUSH, ATOMIC_WRITE into a packet; an enum ibv_wc_status. */
 int mg_atomic_build(struct mg_qp *qp, const struct mg_swqe *w, struct mg_pkt *p);
@@ -558,6 +566,7 @@ void mg_gsi_free(struct mg_engine *e);
 /* migrate.c */
 void mg_mig_connected(struct mg_qp *qp, mg_time now); /* reached RTR */
 void mg_mig_heard(struct mg_qp *qp, mg_time now);     /* a capable packet from the peer */
+void mg_mig_heard_plain(struct mg_qp *qp);	      /* one without the bit */
 void mg_mig_rx(struct mg_qp *qp, mg_time now, const struct mg_rx *meta, const struct mg_hdrs *h);
 bool mg_mig_tx(struct mg_qp *qp, struct mg_pkt *p);
 void mg_mig_pause(struct mg_qp *qp, mg_time now);

@@ -61,9 +61,18 @@ void mg_mig_heard(struct mg_qp *qp, mg_time now)
 		return;
 	m->peer_capable = true;
 	m->announce_at = MG_NEVER;
+	mg_req_peer_known(qp, now);
 	if (!m->token_acked)
 		send_token(m, now);
 	mg_qp_ready(qp);
+}
+
+/* It never will: a packet of our kind has the bit. */
+void mg_mig_heard_plain(struct mg_qp *qp)
+{
+	qp->mig.peer_plain = true;
+	qp->mig.send_announce = false;
+	qp->mig.announce_at = MG_NEVER;
 }
 
 /* ---- pause --------------------------------------------------------------------------------------- */
@@ -119,7 +128,7 @@ void mg_mig_resume(struct mg_qp *qp, mg_time now)
 		send_resume(m, now);
 		if (!m->token_acked)
 			send_token(m, now);
-	} else {
+	} else if (!m->peer_plain) {
 		announce(qp, now);
 	}
 	if (mg_qp_unacked(qp)) {
@@ -266,8 +275,12 @@ bool mg_mig_tx(struct mg_qp *qp, struct mg_pkt *p)
 	} else if (m->send_token) {
 		m->send_token = false;
 		build(qp, MG_OP_TOKEN, qp->e->epoch, m->token, p);
-	} else if (m->send_announce) {
-		/* An acknowledgement that any RoCE peer ignores as a duplicate, with the capability bit. */
+	} else if (m->send_announce && !qp->resp.job_fill) {
+		/*
+		 * An acknowledgement that any RoCE peer ignores as a duplicate, with the capability bit. Not
+		 * between the packets of a READ's answer: rdma_rxe would forget that it was within one
+		 * (rxe_comp.c, check_psn and COMPST_UPDATE_COMP), and break the QP over the next.
+		 */
 		struct mg_hdrs h;
 
 		m->send_announce = false;

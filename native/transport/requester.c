@@ -5,7 +5,9 @@
  * Two timers guard what is in flight. The local ACK timeout is the standard's (IBA 9.7.6.1.3):
  * each expiry without progress costs one of retry_cnt. Long before it (some round trips), a soft
  * timer sends the oldest packet once more, at no cost, so that a lost tail is mended in
- * milliseconds instead of the 67 ms that programs usually ask for.
+ * milliseconds instead of the 67 ms that programs usually ask for. A peer that has not shown that it is
+ * of our kind gets the standard's time: repeating a request is work for it, and may do harm (see
+ * spares_peer).
  */
 #include "transport/internal.h"
 
@@ -36,7 +38,10 @@ uint64_t mg_req_ack_timeout(const struct mg_qp *qp)
 uint64_t mg_req_soft_base(const struct mg_qp *qp)
 {
 	uint64_t rto = SOFT_MIN + 4 * qp->req.srtt;
+	uint64_t nominal = qp->attr.timeout ? 4096ull << qp->attr.timeout : SOFT_MAX;
 
+	if (!qp->mig.peer_capable && rto < nominal)
+		rto = nominal;
 	return rto > SOFT_MAX ? SOFT_MAX : rto;
 }
 
@@ -175,6 +180,20 @@ static uint32_t read_packets(const struct mg_qp *qp, const struct mg_swqe *w)
 	return chunk < w->n_psn - i ? chunk : w->n_psn - i;
 }
 
+/*
+ * Linux's rdma_rxe (rxe_resp.c) answers a repeated READ with a remote access error if the last READ or
+ * WRITE it executed was empty: read_reply() goes by qp->resp.length, which is not the repeated request's.
+ * So an empty request waits until all data asked for before it is there.
+ */
+static bool spares_peer(const struct mg_qp *qp, const struct mg_swqe *w)
+{
+	const struct mg_requester *r = &qp->req;
+	bool reth = w->opcode == IBV_WR_RDMA_WRITE || w->opcode == IBV_WR_RDMA_WRITE_WITH_IMM ||
+		    w->opcode == IBV_WR_RDMA_READ || w->opcode == MG_WR_FLUSH;
+
+	return reth && !w->length && !qp->mig.peer_capable && r->snd >= r->max && r->una < r->data_end;
+}
+
 static bool may_send(const struct mg_qp *qp, const struct mg_swqe *w)
 {
 	const struct mg_requester *r = &qp->req;
@@ -185,6 +204,8 @@ static bool may_send(const struct mg_qp *qp, const struct mg_swqe *w)
 	if ((r->probing || qp->mig.paused) && !r->probe_credit)
 		return false;
 	if (qp->state == IBV_QPS_SQD && begins && r->snd >= r->max)
+		return false;
+	if (begins && spares_peer(qp, w))
 		return false;
 	return !(begins && w->flags & MG_WQE_FENCE && r->read_fill);
 }
@@ -210,14 +231,18 @@ static void sent(struct mg_qp *qp, const struct mg_swqe *w, mg_time now, uint32_
 	}
 	if (!r->ack_since) {
 		r->ack_since = now;
+		r->soft_rto = mg_req_soft_base(qp);
 		r->soft_at = now + r->soft_rto;
 	}
+	if (w->opcode == IBV_WR_RDMA_READ && w->length && r->snd + n > r->data_end)
+		r->data_end = r->snd + n;
 	r->snd += n;
 	if (r->snd > r->max)
 		r->max = r->snd;
 	if (r->snd >= w->psn + w->n_psn)
 		r->cur++;
-	r->probe_credit = false;
+	/* rdma_rxe drops a repeated empty READ; what follows brings an acknowledgement of both. */
+	r->probe_credit = mg_wqe_is_empty_read(w);
 }
 
 /*
@@ -246,6 +271,17 @@ void mg_req_run_local(struct mg_qp *qp)
 		}
 		mg_comp_advance(qp); /* it may be its time to complete, or to fail */
 	}
+}
+
+void mg_req_peer_known(struct mg_qp *qp, mg_time now)
+{
+	struct mg_requester *r = &qp->req;
+
+	if (!r->ack_since || mg_qp_unacked(qp))
+		return;
+	r->soft_rto = mg_req_soft_base(qp);
+	if (now + r->soft_rto < r->soft_at)
+		r->soft_at = now + r->soft_rto;
 }
 
 enum mg_tx_result mg_req_tx(struct mg_qp *qp, mg_time now, unsigned flags, struct mg_pkt *p)

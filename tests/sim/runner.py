@@ -26,6 +26,9 @@ LIMIT = 20 * S
 """Virtual time within which everything must be done after the last thing that a schedule asks for."""
 LIMIT_MISTAKEN = 70 * S
 """Likewise with a mistake: somebody may wait for a minute for a peer that has broken off."""
+LIMIT_PLAIN = 1000 * S
+"""Likewise with peers that do not know of each other's extension: a lost tail costs them
+the standard's time, 67 ms each on a bad link."""
 SILENCE = 20 * S
 """Virtual time within which the engines must have nothing more to say once all is done."""
 EVENTS = 1_000_000
@@ -64,7 +67,7 @@ class Run:
         self.standins = StandIns(self.world)
         self.start = self.world.now
         self.horizon = self.start
-        self.limit = LIMIT
+        self.limit = LIMIT_PLAIN if schedule.link.strip else LIMIT
 
     # ---- building --------------------------------------------------------------------------------
 
@@ -250,7 +253,7 @@ class Run:
         self.build()
         mistaken = any(end.mistaken() for end in self.ends)
         if mistaken:
-            self.limit = LIMIT_MISTAKEN
+            self.limit = max(self.limit, LIMIT_MISTAKEN)
         while not (self.moves_left == 0 and all(end.finished() for end in self.ends)):
             reason = self.step()
             if self.world.now >= self.horizon + self.limit or (reason is Reason.QUIET and not self.queue):

@@ -238,7 +238,7 @@ class Shared(World):
         e.attach(True)
         e.resume(gid(address) if address else None, self.rng.getrandbits(62))
 
-    def finish(self, limit: int = 30 * S) -> None:
+    def finish(self, limit: int = 100 * S) -> None:
         """Until all has arrived. Raises InvariantError."""
         end = self.now + limit
         while self.now < end and any(
