@@ -82,18 +82,42 @@ fail:
 	return NULL;
 }
 
-/* Passive, by addresses that the hints bring along: no name to look up. */
+static bool keep_addr(const struct sockaddr *sa, socklen_t len, struct sockaddr **out, socklen_t *out_len)
+{
+	if (!sa || !len)
+		return true;
+	*out = copy_addr(sa, len);
+	*out_len = len;
+	return *out != NULL;
+}
+
+static bool plausible(const struct sockaddr *sa, socklen_t len)
+{
+	return !sa || !len || (len <= sizeof(struct sockaddr_storage) && len >= mgc_len(sa) && mgc_len(sa));
+}
+
+/* Nothing to look up: what the hints bring along, one address, both or none. */
 static int from_hints(const struct rdma_addrinfo *hints, struct rdma_addrinfo **res)
 {
-	const bool passive = hints->ai_flags & RAI_PASSIVE;
-	struct sockaddr *sa = passive ? hints->ai_src_addr : hints->ai_dst_addr;
-	struct addrinfo ai = {.ai_addr = sa, .ai_addrlen = passive ? hints->ai_src_len : hints->ai_dst_len};
+	struct rdma_addrinfo *rai;
 
-	if (!sa || !ai.ai_addrlen || ai.ai_addrlen > sizeof(struct sockaddr_storage) || !mgc_len(sa))
+	if (!plausible(hints->ai_src_addr, hints->ai_src_len) ||
+	    !plausible(hints->ai_dst_addr, hints->ai_dst_len))
 		return mgc_err(EINVAL);
-	ai.ai_family = sa->sa_family;
-	*res = one(&ai, hints);
-	return *res ? 0 : mgc_err(ENOMEM);
+	rai = calloc(1, sizeof(*rai));
+	if (!rai)
+		return mgc_err(ENOMEM);
+	rai->ai_flags = hints->ai_flags;
+	rai->ai_family = hints->ai_family;
+	rai->ai_qp_type = hints->ai_qp_type;
+	rai->ai_port_space = hints->ai_port_space;
+	if (!keep_addr(hints->ai_src_addr, hints->ai_src_len, &rai->ai_src_addr, &rai->ai_src_len) ||
+	    !keep_addr(hints->ai_dst_addr, hints->ai_dst_len, &rai->ai_dst_addr, &rai->ai_dst_len)) {
+		free_one(rai);
+		return mgc_err(ENOMEM);
+	}
+	*res = rai;
+	return 0;
 }
 
 MGC_EXPORT int rdma_getaddrinfo(const char *node, const char *service, const struct rdma_addrinfo *hints,
