@@ -229,7 +229,41 @@ def unacknowledged() -> None:
         write("unack", name, program)
 
 
+def connections() -> None:
+    """Programs for fuzz_cm: one byte per command, side | command << 1 | argument << 5."""
+    deliver, lose, double, change, forge, req, sidr, listen, call, wait, move, farewell = range(12)
+    rep, rtu, rej, dreq, drep, sidr_rep, notify, destroy = range(8)
+    arrive = cmd(deliver)
+    tcp, udp = cmd(listen, 1, 0), cmd(listen, 1, 2)
+    asked = b"\x01" + tcp + cmd(req, 0, 0, 0x88) + arrive
+    answered = asked + cmd(call, 1, 1, rep) + arrive
+    up = answered + cmd(call, 0, 0, rtu) + arrive
+    late = cmd(wait, 0, 0, 0xFF, 0xFF) + cmd(wait, 1, 0, 0xFF, 0xFF)
+    end = cmd(call, 0, 0, dreq) + arrive + cmd(call, 1, 1, drep) + arrive
+    for name, program in {
+        "connection": up + end + late,
+        "both_end": up + cmd(call, 0, 0, dreq) + cmd(call, 1, 1, dreq) + arrive * 4 + late,
+        "rejected": asked + cmd(call, 1, 1, rej) + arrive + late,
+        "refused": b"\x02" + cmd(req, 0, 0, 0) + arrive * 2 + cmd(call, 0, 0, destroy),
+        "repeated": asked + cmd(req, 0, 0, 0x88) + cmd(double) * 2 + cmd(call, 1, 1, rep) + cmd(double) * 2,
+        "lost": asked + cmd(call, 1, 1, rep) + cmd(lose) + late * 3 + arrive * 2,
+        "stale": up + cmd(req, 0, 0, 0x88) + arrive * 2 + cmd(call, 1, 1, notify),
+        "given_up": b"\x03" + cmd(req, 0, 0, 0) + (late + cmd(lose)) * 9,
+        "moved": answered + cmd(move, 1) + cmd(move) + arrive * 3 + cmd(call, 0, 0, rtu) + arrive * 3 + end,
+        "farewell": up + cmd(farewell, 0, 7) + arrive * 2 + cmd(call, 1, 1, destroy) + arrive * 2,
+        "destroyed": asked + cmd(call, 1, 0, destroy) + cmd(call, 0, 0, destroy) + arrive * 3 + late,
+        "datagrams": b"\x04" + udp + cmd(sidr) + arrive + cmd(call, 1, 1, sidr_rep) + arrive + late,
+        "changed": up + cmd(call, 0, 0, dreq) + cmd(change, 0, 0, 31, 1) + arrive + end,
+    }.items():
+        write("cm", name, program)
+    for attr in range(11):
+        for how in (0x10, 0x20, 0x50):
+            forged = b"".join(cmd(forge, side, 0, attr | how, 1 - side) + bytes(16) for side in (0, 1))
+            write("cm", f"forged_{attr}_{how:02x}", up + forged + end)
+
+
 if __name__ == "__main__":
+    connections()
     unacknowledged()
     packets()
     messages()
