@@ -16,7 +16,7 @@ class RawLib:
     def __init__(self, path: Path) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.connect(str(path))  # waits while the backlog is full: with a timeout it would be EAGAIN
-        self.sock.settimeout(10)
+        self.sock.settimeout(60)
         self.fds: list[int] = []
         self.instance = os.urandom(16)
 

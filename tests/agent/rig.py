@@ -27,7 +27,7 @@ from migroce.wire import Aeth, Flow, Op, Packet, build
 T = TypeVar("T")
 HERE = Path(__file__).parent
 SRC = HERE.parents[1] / "src"
-WAIT = 10.0
+WAIT = 60.0
 """Longest wait for anything, seconds: a test that gets there fails."""
 
 

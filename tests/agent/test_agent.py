@@ -391,7 +391,7 @@ def test_an_idle_agent_ends_by_itself(
     fake.expect("welcome")
     fake.close()
     agent.client.close()
-    assert agent.process.wait(10) == 0
+    assert agent.process.wait(60) == 0
     assert not list(agent.run_dir.iterdir())
 
 

@@ -215,7 +215,7 @@ def test_a_process_cannot_block_the_agent_by_not_reading(
 
 def admin(agent: Agent) -> socket.socket:
     s = socket.socket(socket.AF_UNIX)
-    s.settimeout(10)
+    s.settimeout(60)
     s.connect(str(agent.run_dir / "admin.sock"))
     return s
 

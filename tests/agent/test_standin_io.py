@@ -138,7 +138,7 @@ def test_what_is_sent_has_df_and_ip_id_0(
 
     def sniffer() -> socket.socket:
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
-        sock.settimeout(10)
+        sock.settimeout(60)
         return sock
 
     with wires.run(wires.b, sniffer) as sniff:

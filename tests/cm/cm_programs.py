@@ -52,9 +52,9 @@ def _own_race(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedPro
 class CmPair(Pair):
     """The servers listen on no TCP port: they are watched until they wait for a connection."""
 
-    def both(self, server: str, client: str, timeout: float = 40) -> Outcome:
+    def both(self, server: str, client: str, timeout: float = 60) -> Outcome:
         """Run both to their ends."""
-        end = time.monotonic() + timeout * (4 if sanitized() else 1)
+        end = time.monotonic() + timeout * (3 if sanitized() else 1)
         first = self._start(0, command(server))
         try:
             while not waits_for_events(first.pid) and first.poll() is None:

@@ -38,9 +38,9 @@ def test_nobody_listening_is_told_as_a_reject(pair: CmPair) -> None:
     """A device is there (the pingpong has opened it), a listener is not."""
     holder = pair.start(0, "ibv_rc_pingpong -g 1")
     try:
-        pair._wait_for_listener(holder, 18515, time.monotonic() + 20)
+        pair._wait_for_listener(holder, 18515, time.monotonic() + 60)
         client = pair.start(1, f"rping -c -a {A} -C 1")
-        out, err = client.communicate(timeout=20)
+        out, err = client.communicate(timeout=60)
         assert client.returncode != 0
         assert "RDMA_CM_EVENT_REJECTED, error 8" in out + err
     finally:
@@ -54,11 +54,11 @@ def test_a_server_is_told_that_its_client_has_gone(pair: CmPair) -> None:
     try:
         while True:
             client = pair.start(1, f"rping -c -a {A} -C 1")
-            client.communicate(timeout=40)
+            client.communicate(timeout=60)
             if not client.returncode:
                 break
             assert server.poll() is None
-        out, err = server.communicate(timeout=20)
+        out, err = server.communicate(timeout=60)
         assert "DISCONNECT EVENT" in out + err
     finally:
         server.kill()

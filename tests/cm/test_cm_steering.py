@@ -98,7 +98,7 @@ def agents(pair: CmPair, tmp_path: Path) -> Iterator[list[Path]]:
     finally:
         for agent in running:
             agent.terminate()
-            agent.wait(20)
+            agent.wait(60)
 
 
 def test_three_servers_and_three_clients_share_two_addresses(pair: CmPair, agents: list[Path]) -> None:

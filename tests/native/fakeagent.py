@@ -36,7 +36,7 @@ from migroce.control import (
 
 from .netns import Node
 
-WAIT = 10.0
+WAIT = 60.0
 _SO_ATTACH_REUSEPORT_CBPF = 51
 _ANY6 = bytes(16)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from .netns import Node
-from .tool import Tool, ToolError, both, connect, connected
+from .tool import GO_ON, Tool, ToolError, both, connect, connected
 
 pytestmark = pytest.mark.root
 not_under_tsan = pytest.mark.skipif(os.environ.get("MIGROCE_SANITIZER") == "tsan",
@@ -78,7 +78,7 @@ def test_the_application_gets_its_signals_itself(duo: tuple[Tool, Tool]) -> None
     assert blocked.pop("migroce") & 1 << (signal.SIGTERM - 1)
     assert not any(mask & 1 << (signal.SIGTERM - 1) for mask in blocked.values())
     os.kill(a.pid, signal.SIGTERM)
-    assert a.process.wait(5) == -signal.SIGTERM
+    assert a.process.wait(GO_ON) == -signal.SIGTERM
 
 
 def test_a_forked_child_holds_no_socket_and_is_refused(duo: tuple[Tool, Tool]) -> None:
@@ -101,7 +101,7 @@ def test_who_exits_without_closing_has_acknowledged_all_it_got(nodes: tuple[Node
         b.put("exit")
         assert a("send 50 100")[:3] == ["done", "50", "0"]
         assert b.answer()[0] == "done"
-        assert b.process.wait(5) == 0
+        assert b.process.wait(GO_ON) == 0
 
 
 def test_closing_and_ending_leaves_no_thread_waiting(duo: tuple[Tool, Tool]) -> None:

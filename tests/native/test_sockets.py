@@ -89,7 +89,7 @@ def capture(node: Node) -> Iterator[socket.socket]:
     with node.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)) as sock:
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 128 << 20)
         sock.bind((node.iface, ETH_P_ALL))
-        sock.settimeout(5)
+        sock.settimeout(60)
         yield sock
 
 

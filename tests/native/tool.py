@@ -15,7 +15,7 @@ from migroce import paths
 
 from .netns import Node
 
-_GO_ON = 20.0
+GO_ON = 60.0
 """Seconds to wait for a process that should end by itself."""
 
 
@@ -102,14 +102,14 @@ class Tool:
     def errors(self) -> str:
         """What an ended process wrote to stderr."""
         self._stdin.close()
-        self.process.wait(_GO_ON)
+        self.process.wait(GO_ON)
         assert self.process.stderr is not None
         return self.process.stderr.read()
 
     def quit(self) -> int:
         """Close the device; the exit status."""
         assert self("quit") == ["closed"]
-        return self.process.wait(_GO_ON)
+        return self.process.wait(GO_ON)
 
     def descriptors(self) -> list[str]:
         """What its open descriptors are: socket:[1], anon_inode:[eventfd], ..."""

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,18 +74,10 @@ class Pair:
     ) -> Outcome:
         """Run `command` as a server and, once that listens on TCP `port`, a client; `timeout` s for both."""
         end = time.monotonic() + timeout * (1.5 if sanitized() else 1)
-        first = self._start(0, [*command, *server])
-        try:
+        with _ended(self._start(0, [*command, *server])) as first:
             self._wait_for_listener(first, port, end)
-            second = self._start(1, [*command, *client, ADDRESSES[0]])
-            try:
+            with _ended(self._start(1, [*command, *client, ADDRESSES[0]])) as second:
                 return Outcome(client=_finish(second, end), server=_finish(first, end))
-            finally:
-                second.kill()
-                second.wait()
-        finally:
-            first.kill()
-            first.wait()
 
     def _start(self, end: int, command: list[str]) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -106,6 +99,16 @@ class Pair:
         process.kill()
         out, err = process.communicate()
         raise AssertionError(f"the server does not listen on {port}: {out}{err}")
+
+
+@contextlib.contextmanager
+def _ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process that is gone, and its pipes closed, when the block is left."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _listens(pid: int, port: int) -> bool:
