@@ -177,7 +177,7 @@ static int bind_id(struct mgc_id *id, const struct sockaddr *addr)
 	if (id->state != MGC_IDLE)
 		return EINVAL;
 	if (!mgc_len(addr))
-		return EAFNOSUPPORT;
+		return EINVAL;
 	memcpy(&sa, addr, mgc_len(addr));
 	mgc_gid_of(addr, &want);
 	if (!mgc_any(addr)) {
@@ -250,7 +250,7 @@ MGC_EXPORT int rdma_resolve_addr(struct rdma_cm_id *ib, struct sockaddr *src, st
 	MGC_FORWARD(rdma_resolve_addr, ib, src, dst, timeout_ms);
 	id = mgc_id(ib);
 	if (!dst || !mgc_len(dst))
-		return mgc_err(dst ? EAFNOSUPPORT : EINVAL);
+		return mgc_err(EINVAL);
 	any.ss_family = dst->sa_family;
 	if (id->state == MGC_IDLE) {
 		err = bind_id(id, src ? src : (struct sockaddr *)&any);
@@ -266,10 +266,15 @@ MGC_EXPORT int rdma_resolve_addr(struct rdma_cm_id *ib, struct sockaddr *src, st
 		err = ENODEV;
 	if (!err && mgc_any(dst)) /* this machine, as everywhere */
 		mgc_sockaddr(own.gid, mgc_port(dst), &to);
-	if (!err)
-		err = mg_gid_is_v4(own.gid) == (to.ss_family == AF_INET)
-			      ? reachable(id, &own, (struct sockaddr *)&to)
-			      : EINVAL;
+	/* As the kernel: no route is told at once, a device that is not there by the event. */
+	if (!err && mg_gid_is_v4(own.gid) != (to.ss_family == AF_INET))
+		return mgc_err(EINVAL);
+	if (!err) {
+		int no_route = reachable(id, &own, (struct sockaddr *)&to);
+
+		if (no_route)
+			return mgc_err(no_route);
+	}
 	if (!err)
 		err = mgc_attach(id);
 	mg_device_lock(id->dev);

@@ -23,6 +23,10 @@ static int set_id_option(struct mgc_id *id, int name, const void *val, size_t le
 		if (len != sizeof(int))
 			return EINVAL;
 		memcpy(&on, val, sizeof(on));
+		/* Where a port is listened on it is too late; the kernel's rules (rdma_set_reuseaddr, _afonly). */
+		if (id->state != MGC_IDLE &&
+		    (name == RDMA_OPTION_ID_AFONLY ? id->state != MGC_BOUND : !on || id->state == MGC_LISTEN))
+			return EINVAL;
 		if (name == RDMA_OPTION_ID_REUSEADDR)
 			id->reuse = on != 0;
 		else

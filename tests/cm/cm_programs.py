@@ -15,9 +15,10 @@ from tests.native.procfs import waits_for_events
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "verbs"))
 from verbs_pair import ADDRESSES, Outcome, Pair, _finish
-from verbs_programs import Preload, sanitized
+from verbs_programs import FLAGS, Preload, sanitized
+from verbs_programs import SOURCES as TV
 
-__all__ = ["ADDRESSES", "CmPair", "Preload", "command", "finish_within", "wait_until"]
+__all__ = ["ADDRESSES", "FLAGS", "TV", "CmPair", "Preload", "command", "finish_within", "wait_until"]
 
 
 def command(line: str) -> list[str]:
