@@ -38,7 +38,7 @@ PERFTEST = (
     "ib_send_bw -n 500 --use-srq -q 4 -b -e",
     "ib_send_lat -n 300 --use-srq",
     *(f"ib_{op} -n 300 -c XRC -q 2" for op in ("send_bw", "send_bw -b -e", "write_bw", "read_bw")),
-    *(f"ib_{op} -n 200 -c XRC" for op in ("send_lat", "write_lat", "read_lat")),
+    *(f"ib_{op} -n 100 -c XRC" for op in ("send_lat", "write_lat", "read_lat")),
     "ib_send_bw -n 300 -c XRC -q 2 --use_old_post_send",
     "ib_write_bw -n 500",
     "ib_write_bw -n 500 -b",
@@ -55,7 +55,7 @@ PERFTEST = (
     "ib_send_lat -n 50 -s 1000001",
     "ib_send_lat -n 500 -s 2 -I 0",
     # Both ends spin on memory: on a crowded CPU each turn takes a time slice.
-    "ib_write_lat -n 200",
+    "ib_write_lat -n 100",
     "ib_write_lat -n 50 -s 1000001",
     "ib_read_lat -n 500",
     "ib_read_lat -n 200 -e",
@@ -81,7 +81,7 @@ PERFTEST = (
     "ib_send_lat -n 200 -c UD -s 100 -g -x 0 -M 255:14:0:0:0:0:0:0:0:0:0:0:0:0:1:1",
     "ib_write_bw -n 500 -c UC",
     "ib_write_bw -n 100 -c UC -b -q 4 -s 100001",
-    "ib_write_lat -n 200 -c UC",
+    "ib_write_lat -n 100 -c UC",
     "ib_write_lat -n 50 -c UC -s 100001",
     *(f"ib_{op}_bw -n 300 -s 10000 -m {mtu}" for op in ("send", "write", "read") for mtu in MTUS),
 )
@@ -133,7 +133,7 @@ def test_perftest_completes(pair: Pair, line: str) -> None:
     if "--write_with_imm" in command and "write_with_imm" not in _help(command[0]):
         pytest.skip("this perftest has no --write_with_imm")
     for _ in range(3):
-        outcome = pair.run(command, port=PERFTEST_PORT, timeout=200 if "-a" in command else 60)
+        outcome = pair.run(command, port=PERFTEST_PORT, timeout=250 if "-a" in command else 100)
         if NO_CLOCK not in outcome.server.stderr + outcome.client.stderr:
             break
     outcome.check()

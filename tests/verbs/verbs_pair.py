@@ -70,7 +70,7 @@ class Pair:
         server: Sequence[str] = (),
         client: Sequence[str] = (),
         port: int,
-        timeout: float = 60,
+        timeout: float = 100,
     ) -> Outcome:
         """Run `command` as a server and, once that listens on TCP `port`, a client; `timeout` s for both."""
         end = time.monotonic() + timeout * (1.5 if sanitized() else 1)
@@ -137,5 +137,3 @@ def _finish(process: subprocess.Popen[str], end: float) -> subprocess.CompletedP
 
 def _ip(*args: str) -> None:
     subprocess.run(["ip", *args], check=True)
-
-

@@ -92,7 +92,7 @@ class Preload:
             **extra,
         }
 
-    def alone(self, program: Path, *args: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def alone(self, program: Path, *args: str, timeout: float = 100) -> subprocess.CompletedProcess[str]:
         """Run on the loopback interface of a new network namespace."""
         # The sanitizer runtimes are for the program, not for the shell in front of it.
         environment = self.environment("127.0.0.1")
