@@ -262,7 +262,38 @@ def connections() -> None:
             write("cm", f"forged_{attr}_{how:02x}", up + forged + end)
 
 
+def shared() -> None:
+    """Programs for fuzz_shared: one byte per command, command | QP << 4, or command | queue << 5."""
+    post, window, change, other, send = 8, 11, 12, 13, 14
+    rc, xrc = 0, 1
+
+    def forged(what: int, qp: int, how: int = 0, key: int = 4, more: bytes = b"\x40\x00") -> bytes:
+        """Opcode number `what` of forge()'s table; payload and address are in `more`."""
+        return bytes([qp << 4, what, how, key]) + more
+
+    def receive(queue: int, length: int = 1500) -> bytes:
+        return bytes([post | queue << 5, 1]) + struct.pack("<2H", 0, length)
+
+    flush = bytes([send, other | 7 << 5])
+    bind = bytes([window, 2 | 16 | 1, 1]) + struct.pack("<2H", 0, 1000) + bytes([send])
+    for name, program in {
+        "send": receive(0) + forged(4, rc) + receive(1) + forged(4, xrc) + receive(2) + forged(4, xrc, 8) + flush,
+        "long": receive(0) + b"".join(forged(what, rc) for what in (0, 1, 2)) + flush,
+        "none": forged(4, rc) + forged(4, xrc) + flush + receive(0) + forged(4, rc) + flush,
+        "write": forged(10, rc) + forged(11, xrc) + receive(1) + forged(11, xrc) + flush,
+        "window": bind + forged(10, rc, key=1) + forged(12, rc, key=1) + forged(17, rc, key=1) + flush,
+        "window_xrc": bind + forged(10, xrc, key=1) + flush,
+        "atomic": forged(14, rc, more=b"\x08") + forged(15, xrc, more=b"\x08") + forged(18, xrc) + flush,
+        "limit": receive(1) * 3 + bytes([change | 1 << 5, 0x21]) + forged(4, xrc) * 3 + flush,
+        "gone": receive(2) + forged(0, xrc, 8) + bytes([change | 2 << 5, 0xC0]) + forged(1, xrc, 8) + flush,
+        "moved": receive(0) + bytes([other | 3 << 5]) + forged(4, rc) + bytes([other | 3 << 5]) + forged(4, rc),
+        "again": forged(12, rc, key=2) + bytes([other, other | 1 << 5 | 1 << 4, other | 1 << 4]) + flush,
+    }.items():
+        write("shared", name, b"\x01" + program)
+
+
 if __name__ == "__main__":
+    shared()
     connections()
     unacknowledged()
     packets()

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build-fuzz"
-TARGETS = ("cm", "packet", "icrc", "control", "engine", "unack")
+TARGETS = ("cm", "packet", "icrc", "control", "engine", "unack", "shared")
 
 sys.path.insert(0, str(ROOT / "tests" / "wire"))  # its strategies
 
