@@ -277,7 +277,8 @@ def shared() -> None:
     flush = bytes([send, other | 7 << 5])
     bind = bytes([window, 2 | 16 | 1, 1]) + struct.pack("<2H", 0, 1000) + bytes([send])
     for name, program in {
-        "send": receive(0) + forged(4, rc) + receive(1) + forged(4, xrc) + receive(2) + forged(4, xrc, 8) + flush,
+        "send": receive(0) + forged(4, rc) + receive(1) + forged(4, xrc) + flush,
+        "send_other": receive(2) + forged(4, xrc, 8) + receive(1) + forged(5, xrc, 8) + flush,
         "long": receive(0) + b"".join(forged(what, rc) for what in (0, 1, 2)) + flush,
         "none": forged(4, rc) + forged(4, xrc) + flush + receive(0) + forged(4, rc) + flush,
         "write": forged(10, rc) + forged(11, xrc) + receive(1) + forged(11, xrc) + flush,
@@ -286,7 +287,7 @@ def shared() -> None:
         "atomic": forged(14, rc, more=b"\x08") + forged(15, xrc, more=b"\x08") + forged(18, xrc) + flush,
         "limit": receive(1) * 3 + bytes([change | 1 << 5, 0x21]) + forged(4, xrc) * 3 + flush,
         "gone": receive(2) + forged(0, xrc, 8) + bytes([change | 2 << 5, 0xC0]) + forged(1, xrc, 8) + flush,
-        "moved": receive(0) + bytes([other | 3 << 5]) + forged(4, rc) + bytes([other | 3 << 5]) + forged(4, rc),
+        "moved": receive(0) + (bytes([other | 3 << 5]) + forged(4, rc)) * 2 + flush,
         "again": forged(12, rc, key=2) + bytes([other, other | 1 << 5 | 1 << 4, other | 1 << 4]) + flush,
     }.items():
         write("shared", name, b"\x01" + program)

@@ -12,8 +12,13 @@ from pathlib import Path
 import pytest
 
 CORPUS = Path(__file__).resolve().parents[2] / "native" / "fuzz" / "corpus"
-RUNS = {"cm": 8_000, "packet": 50_000, "icrc": 20_000, "control": 50_000, "engine": 10_000, "unack": 10_000, "shared": 5_000}
-MAX_LEN = {"cm": 512, "packet": 512, "icrc": 2048, "control": 256, "engine": 1024, "unack": 1024, "shared": 1024}
+RUNS = {
+    "cm": 8_000, "packet": 50_000, "icrc": 20_000, "control": 50_000, "engine": 10_000, "unack": 10_000,
+    "shared": 5_000,
+}  # fmt: skip
+MAX_LEN = {
+    "cm": 512, "packet": 512, "icrc": 2048, "control": 256, "engine": 1024, "unack": 1024, "shared": 1024,
+}  # fmt: skip
 
 
 @pytest.mark.timeout(300)
