@@ -9,7 +9,8 @@ Four things are made, each said, each kept apart from what the user has:
     /etc/systemd/system/migroce-agent.service   the node's agent, started
 
 What was changed in daemon.json is noted in /var/lib/migroce/setup-docker.json, so that undoing touches
-nothing else.
+nothing else, with the file as it was and as it was made: if nobody has changed it since, undoing gives it
+back byte for byte.
 """
 
 from __future__ import annotations
@@ -91,11 +92,15 @@ class Outcome:
 def read_daemon(path: Path) -> dict[str, Any]:
     """The user's daemon.json; empty if there is none. Raises MigroceError if it cannot be understood."""
     try:
-        text = path.read_text()
+        text = path.read_bytes().decode()
     except FileNotFoundError:
         return {}
     except OSError as exc:
-        raise MigroceError(f"{path} cannot be read: {exc.strerror}") from exc
+        raise MigroceError(
+            f"{path} cannot be read: {exc.strerror}; mend that first, nothing was changed"
+        ) from exc
+    except UnicodeDecodeError as exc:
+        raise MigroceError(f"{path} is no text ({exc}); correct it first, nothing was changed") from exc
     try:
         value = json.loads(text) if text.strip() else {}
     except ValueError as exc:
@@ -174,16 +179,28 @@ def _write(path: Path, text: str, mode: int = 0o644) -> None:
     target = path.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + "~")
-    part.write_text(text)
+    part.write_bytes(text.encode())
     part.chmod(mode)
     part.rename(target)
 
 
+def _text(config: dict[str, Any]) -> str:
+    return json.dumps(config, indent=2) + "\n"
+
+
 def _write_daemon(path: Path, config: dict[str, Any]) -> None:
     if config:
-        _write(path, json.dumps(config, indent=2) + "\n")
+        _write(path, _text(config))
     else:
         path.unlink(missing_ok=True)
+
+
+def _content(path: Path) -> str | None:
+    """A file's text to the byte (no other newlines); None if it is not there. Raises OSError."""
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        return None
 
 
 # -- the daemon ----------------------------------------------------------------------------------------------
@@ -256,12 +273,16 @@ def _unit() -> str:
     return _UNIT.format(python=sys.executable, package=package, path=criu.environment({})["PATH"])
 
 
-def _systemd() -> bool:
-    return Path("/run/systemd/system").is_dir() and shutil.which("systemctl") is not None
+def _systemd(layout: Layout) -> bool:
+    """Whether systemd manages the services here; in containers there may be a systemctl alone."""
+    return (layout.root / "run/systemd/system").is_dir() and shutil.which("systemctl") is not None
 
 
 def _systemctl(*args: str) -> None:
-    done = subprocess.run(["systemctl", *args], capture_output=True, text=True, timeout=60, check=False)
+    try:
+        done = subprocess.run(["systemctl", *args], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise MigroceError(f"systemctl {' '.join(args)}: {exc}") from exc
     if done.returncode != 0:
         words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise MigroceError(f"systemctl {' '.join(args)}: {words[-1]}")
@@ -293,21 +314,23 @@ def apply(layout: Layout, *, default: bool = False, restart: bool = False) -> Ou
             launcher.write(path, asked=name.endswith("-asked"))
             outcome.changes.append(f"{path}: made")
     _put(layout.cdi, json.dumps(cdi_spec(), indent=2) + "\n", outcome)
-    if _put(layout.unit, _unit(), outcome) and layout.root == Path("/"):
-        _start_agent(outcome)
+    if _put(layout.unit, _unit(), outcome) and (layout.root == Path("/") or _systemd(layout)):
+        _start_agent(layout, outcome)
     if notes:
-        _note(layout, notes)
+        _note(layout, notes, changed)
         _write_daemon(layout.daemon, changed)
         for keys, before, now in notes:
             was = "" if before is None else f" (was {json.dumps(before)})"
             outcome.changes.append(f"{layout.daemon}: {'.'.join(keys)} = {json.dumps(now)}{was}")
         _reload(layout, outcome)
     if info is not None and not info.get("ExperimentalBuild"):
-        if restart:
+        why = "it does not read `experimental` anew while it runs"
+        if not _systemd(layout):
+            outcome.todo.append(f"end dockerd and start it again, as systemd does not run here: {why}")
+        elif restart:
             _systemctl("restart", "docker")
             outcome.changes.append("docker was restarted")
         else:
-            why = "it does not read `experimental` anew while it runs"
             outcome.todo.append(f"restart Docker (systemctl restart docker, or --restart): {why}")
     return outcome
 
@@ -322,24 +345,37 @@ def _put(path: Path, text: str, outcome: Outcome) -> bool:
     return True
 
 
-def _note(layout: Layout, notes: list[Any]) -> None:
+def _note(layout: Layout, notes: list[Any], changed: dict[str, Any]) -> None:
     """Remember what was there before; what an earlier set-up has noted stays the older."""
     old = _notes(layout)
     known = [keys for keys, _, _ in old]
     kept = [[keys, before, next((n for k, _, n in notes if k == keys), now)] for keys, before, now in old]
     added = [each for each in notes if each[0] not in known]
-    _write(layout.notes, json.dumps([*kept, *added], indent=1) + "\n", 0o600)
+    record: dict[str, Any] = {"settings": [*kept, *added]}
+    here, earlier = _content(layout.daemon), _noted(layout)
+    if not old:
+        record.update(before=here, after=_text(changed))
+    elif "before" in earlier and here == earlier["after"]:
+        record.update(before=earlier["before"], after=_text(changed))
+    _write(layout.notes, json.dumps(record, indent=1) + "\n", 0o600)
+
+
+def _noted(layout: Layout) -> dict[str, Any]:
+    """What was noted: settings, and daemon.json before and after (the texts; None: no file)."""
+    with contextlib.suppress(OSError, ValueError):
+        value = json.loads(layout.notes.read_text())
+        if isinstance(value, list):  # written by an older release
+            return {"settings": value}
+        return value if isinstance(value, dict) else {}
+    return {}
 
 
 def _notes(layout: Layout) -> list[Any]:
-    with contextlib.suppress(OSError, ValueError):
-        value = json.loads(layout.notes.read_text())
-        return value if isinstance(value, list) else []
-    return []
+    return list(_noted(layout).get("settings") or [])
 
 
-def _start_agent(outcome: Outcome) -> None:
-    if not _systemd():
+def _start_agent(layout: Layout, outcome: Outcome) -> None:
+    if not _systemd(layout):
         how = "migroce agent run --run-dir /run/migroce"
         outcome.todo.append(f"start the agent, as systemd does not run here: {how}")
         return
@@ -356,6 +392,8 @@ def undo(layout: Layout) -> Outcome:
     using = _users()
     if using:
         raise MigroceError(f"containers use the runtime: {', '.join(using)}; remove them first")
+    noted = _noted(layout)
+    untouched = "before" in noted and _content(layout.daemon) == noted.get("after")
     changed, undone = unmerge(config, _notes(layout))
     if undone:
         if info is not None:
@@ -364,13 +402,16 @@ def undo(layout: Layout) -> Outcome:
             _reload(layout, outcome)
             if not _forgotten():
                 outcome.todo.append("restart Docker when it suits you: it keeps the runtime's name till then")
-        _write_daemon(layout.daemon, changed)
+        if untouched and noted["before"] is not None:
+            _write(layout.daemon, noted["before"])
+        else:
+            _write_daemon(layout.daemon, changed)
         outcome.changes += [f"{layout.daemon}: {each} as before" for each in undone]
     if layout.unit.exists():
-        if layout.root == Path("/") and _systemd():
+        if _systemd(layout):
             _systemctl("disable", "--now", SERVICE)
         layout.unit.unlink()
-        if layout.root == Path("/") and _systemd():
+        if _systemd(layout):
             _systemctl("daemon-reload")
         outcome.changes.append(f"{layout.unit}: removed")
     for path in (layout.cdi, layout.programs / launcher.NAME, layout.programs / f"{launcher.NAME}-asked"):

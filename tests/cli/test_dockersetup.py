@@ -45,7 +45,12 @@ def test_what_was_changed_since_stays() -> None:
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [("{", "is no JSON"), ("[]", "no JSON object"), ('{"runtimes": 3}', '"runtimes" is no object')],
+    [
+        ("{", "is no JSON"),
+        ('{"debug": true} // mine', "is no JSON"),
+        ("[]", "no JSON object"),
+        ('{"runtimes": 3}', '"runtimes" is no object'),
+    ],
 )
 def test_a_daemon_json_that_is_not_understood_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, why: str
@@ -58,3 +63,104 @@ def test_a_daemon_json_that_is_not_understood_is_left_alone(
         dockersetup.apply(layout)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [layout.daemon]
     assert layout.daemon.read_text() == text
+
+
+# -- the whole of it, with a Docker and a systemctl that are not real ---------------------------------------
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH with a `systemctl` that writes down what it was asked, and a `docker` whose daemon is away."""
+    bin_, log = tmp_path / "bin", tmp_path / "calls"
+    bin_.mkdir()
+    for name, text in (("systemctl", f'echo "$*" >>{log}'), ("docker", "exit 1")):
+        (bin_ / name).write_text(f"#!/bin/sh\n{text}\n")
+        (bin_ / name).chmod(0o755)
+    log.touch()
+    monkeypatch.setenv("PATH", f"{bin_}:/usr/bin:/bin")
+    monkeypatch.setenv("MIGROCE_CRIU", "/bin/true")
+    monkeypatch.setattr(dockersetup, "_daemon_pid", lambda _: None)
+    return log
+
+
+def _layout(tmp_path: Path, *, systemd: bool = False) -> Layout:
+    layout = Layout(tmp_path / "root")
+    layout.daemon.parent.mkdir(parents=True)
+    if systemd:
+        (layout.root / "run/systemd/system").mkdir(parents=True)
+    return layout
+
+
+WRITTEN = [
+    b'{"dns":["192.0.2.1"],\t"runtimes": { "mine" : {"path":"/mine"}},\r\n"default-runtime":"mine"}',
+    b'{\n    "experimental": false\n}\n\n',
+    '{"labels": ["caf\u00e9=\\u00e9"], "features": {}, "runtimes": {}}'.encode(),
+    b"",
+    None,
+]
+
+
+@pytest.mark.parametrize("text", WRITTEN)
+@pytest.mark.parametrize("default", [False, True])
+@pytest.mark.usefixtures("calls")
+def test_undoing_gives_back_the_file_byte_for_byte(tmp_path: Path, text: bytes | None, default: bool) -> None:
+    layout = _layout(tmp_path)
+    if text is not None:
+        layout.daemon.write_bytes(text)
+        layout.daemon.chmod(0o600)
+    before = {path for path in layout.root.rglob("*") if path.is_file()}
+    dockersetup.apply(layout, default=False)
+    dockersetup.apply(layout, default=default)  # twice, as users do: the first file is what counts
+    assert json.loads(layout.daemon.read_text())["experimental"] is True
+    dockersetup.undo(layout)
+    assert {path for path in layout.root.rglob("*") if path.is_file()} == before
+    if text is not None:
+        assert layout.daemon.read_bytes() == text
+        assert layout.daemon.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.usefixtures("calls")
+def test_undoing_keeps_what_the_user_has_written_since(tmp_path: Path) -> None:
+    layout = _layout(tmp_path)
+    layout.daemon.write_text('{"debug":true}')
+    dockersetup.apply(layout)
+    now = json.loads(layout.daemon.read_text())
+    layout.daemon.write_text(json.dumps({**now, "dns": ["192.0.2.1"]}))
+    dockersetup.apply(layout, default=True)  # and sets up more after that
+    dockersetup.undo(layout)
+    assert json.loads(layout.daemon.read_text()) == {"debug": True, "dns": ["192.0.2.1"]}
+
+
+def test_with_systemd_the_agent_is_a_service_that_undoing_ends(tmp_path: Path, calls: Path) -> None:
+    layout = _layout(tmp_path, systemd=True)
+    dockersetup.apply(layout)
+    assert calls.read_text().splitlines() == ["daemon-reload", "enable --now migroce-agent.service"]
+    dockersetup.apply(layout)
+    assert len(calls.read_text().splitlines()) == 2  # it is so already
+    calls.write_text("")
+    dockersetup.undo(layout)
+    assert calls.read_text().splitlines() == ["disable --now migroce-agent.service", "daemon-reload"]
+    assert not layout.unit.exists()
+
+
+@pytest.mark.parametrize("systemd", [False, True])
+@pytest.mark.parametrize("restart", [False, True])
+def test_docker_is_restarted_only_if_that_is_asked_for(
+    tmp_path: Path, calls: Path, monkeypatch: pytest.MonkeyPatch, systemd: bool, restart: bool
+) -> None:
+    layout = _layout(tmp_path, systemd=systemd)
+    info = {"ServerVersion": "20.10.24", "ExperimentalBuild": False}
+    monkeypatch.setattr(dockersetup, "docker_info", lambda: info)
+    outcome = dockersetup.apply(layout, restart=restart)
+    restarted = "restart docker" in calls.read_text().splitlines()
+    assert restarted == (systemd and restart)
+    todo = "\n".join(outcome.todo)
+    assert ("experimental" in todo) == (not restarted)
+    assert ("systemctl restart docker" in todo) == (systemd and not restart)
+
+
+def test_a_failing_systemctl_is_said_with_its_own_words(tmp_path: Path, calls: Path) -> None:
+    layout = _layout(tmp_path, systemd=True)
+    (calls.parent / "bin/systemctl").write_text("#!/bin/sh\necho Access denied >&2\nexit 4\n")
+    with pytest.raises(MigroceError, match="systemctl daemon-reload: Access denied"):
+        dockersetup.apply(layout)
