@@ -33,16 +33,22 @@ static bool is_uc(const struct mgc_id *id)
 	return id->req.service_type == 1;
 }
 
+static const struct mg_cm_msg *peers_message(const struct mgc_id *id)
+{
+	return id->passive ? &id->req : &id->rep;
+}
+
+/* A message's Starting PSN is where its *recipient* begins to send (IBA 12.7.31). */
 static void rtr_attr(const struct mgc_id *id, struct ibv_qp_attr *a, int *mask)
 {
-	const struct mg_cm_msg *peer = id->passive ? &id->req : &id->rep;
+	const struct mg_cm_msg *peer = peers_message(id);
 	unsigned mtu = (unsigned)__builtin_ctz(id->dev->port.active_mtu) - 7u;
 
 	if (id->req.path_mtu && id->req.path_mtu < mtu)
 		mtu = id->req.path_mtu;
 	a->path_mtu = (enum ibv_mtu)mtu;
 	a->dest_qp_num = peer->qpn;
-	a->rq_psn = peer->psn;
+	a->rq_psn = id->psn;
 	a->ah_attr = (struct ibv_ah_attr){.is_global = 1, .port_num = 1};
 	a->ah_attr.grh.hop_limit = 64;
 	a->ah_attr.grh.traffic_class = id->tos ? id->tos : id->req.primary.tclass;
@@ -60,7 +66,7 @@ static void rtr_attr(const struct mgc_id *id, struct ibv_qp_attr *a, int *mask)
 
 static void rts_attr(const struct mgc_id *id, struct ibv_qp_attr *a, int *mask)
 {
-	a->sq_psn = id->psn;
+	a->sq_psn = peers_message(id)->psn;
 	*mask = IBV_QP_STATE | IBV_QP_SQ_PSN;
 	if (is_uc(id))
 		return;
