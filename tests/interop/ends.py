@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.interop.guest import Ended, Guest, Running
+from tests.native.procfs import waits_for_events
 
 V4, V6 = 4, 6
 
@@ -42,6 +43,8 @@ class End(Protocol):
 
     def listens(self, port: int, seconds: float) -> bool: ...
 
+    def awaits_connections(self, program: Started, seconds: float) -> bool: ...
+
 
 class _Local:
     """A program of this machine; it dies with the tests."""
@@ -64,6 +67,10 @@ class _Local:
             return Ended(status, "")
         self._output.seek(0)
         return Ended(status, self._output.read().decode(errors="replace"))
+
+    def blocks(self) -> bool:
+        """Whether it waits in the kernel for events of its connection manager."""
+        return waits_for_events(self._process.pid)
 
     def kill(self) -> None:
         self._process.kill()
@@ -98,6 +105,13 @@ class Ours:
             time.sleep(0.02)
         return found
 
+    def awaits_connections(self, program: Started, seconds: float) -> bool:
+        assert isinstance(program, _Local)
+        end = time.monotonic() + seconds
+        while not (found := program.blocks()) and time.monotonic() < end and not program.wait(0.02):
+            pass
+        return found
+
 
 def _listens(port: int) -> bool:
     lines: list[str] = []
@@ -125,6 +139,13 @@ class Kernels:
 
     def listens(self, port: int, seconds: float) -> bool:
         return self.guest.listens(port, seconds)
+
+    def awaits_connections(self, program: Started, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not program.wait(0.02):
+            if "LISTEN" in self.guest.run(["rdma", "resource", "show", "cm_id"]).output:
+                return True
+        return False
 
 
 @dataclass(frozen=True)
@@ -178,3 +199,18 @@ def run(
             ended_first = first.wait(20 if ended_second.status == 0 else 3) or late
     return Outcome(ended_first, ended_second)
 
+
+
+def run_cm(
+    server: End, client: End, server_argv: Sequence[str], client_argv: Sequence[str], *, family: int = V4,
+    seconds: float = 60,
+) -> Outcome:  # fmt: skip
+    """Run a program on librdmacm, whose server listens at no TCP port."""
+    late = Ended(NO_END, f"still running after {seconds:.0f} s")
+    with _ending(server.start(server_argv, family)) as first:
+        if not server.awaits_connections(first, 40):
+            return Outcome(first.wait(0.01) or Ended(NO_END, "does not listen"), Ended(NO_END, "not started"))
+        with _ending(client.start(client_argv, family)) as second:
+            ended_second = second.wait(seconds) or late
+            ended_first = first.wait(20 if ended_second.status == 0 else 3) or late
+    return Outcome(ended_first, ended_second)

@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 PORT = 7000
+MULTICAST = ("239.1.1.1/32", "ff0e::101/128")
+"""Groups of the UD tests."""
 MODULES = (
     "virtio_pci", "virtio_net", "virtio_rng", "crc32_generic", "crc32_pclmul", "ib_core", "ib_uverbs",
     "ib_umad", "rdma_cm", "rdma_ucm", "rdma_rxe", "ipv6",
@@ -67,6 +69,10 @@ def set_up() -> None:
     sh("ip", "link", "set", control, "up")
     sh("ip", "addr", "add", "10.0.2.15/24", "dev", control)
     sh("rdma", "link", "add", "rxe0", "type", "rxe", "netdev", "data0")
+    sh("ip", "route", "add", "224.0.0.0/4", "dev", "data0")
+    # rdma_rxe does not join a group of the IP layer, which drops what is for a group that nobody joined.
+    for group in MULTICAST:
+        sh("ip", "addr", "add", group, "dev", "data0", "autojoin")
 
 
 def listens(port: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tests.interop.ends import V4, V6, End, Outcome, run
+from tests.interop.ends import V4, V6, End, Outcome, run, run_cm
 from tests.interop.net import loss
 
 PORTS = {"ib": 18515, "ibv": 18515, "mgcheck": 18515}
@@ -48,6 +48,31 @@ class Row:
                 server, client, argv, port=PORTS[program.split("_")[0]], gid_option=gid_option,
                 family=self.family, seconds=self.seconds, **self.environment,
             )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CmRow:
+    """A program on librdmacm: what the server and the client are told; `{}` is the server's address."""
+
+    server: str
+    client: str
+    family: int = V4
+    group: str = "rdma_cm"
+
+    @property
+    def title(self) -> str:
+        """As the table has it."""
+        return f"`{self.client.format('SERVER')}`" + (", IPv6" if self.family == V6 else "")
+
+    @property
+    def id(self) -> str:
+        return f"{self.group}: {self.title}"
+
+    def run(self, server: End, client: End) -> Outcome:
+        """Run it."""
+        address = server.address(self.family)
+        lines = (line.format(address).split() for line in (self.server, self.client))
+        return run_cm(server, client, *lines, family=self.family)
 
 
 def _rc() -> list[Row]:
@@ -110,7 +135,85 @@ def _lossy() -> list[Row]:
     return rows
 
 
-ROWS: list[Row] = [*_rc(), *_checked(), *_ipv6(), *_lossy()]
+def _atomics() -> list[Row]:
+    return [
+        Row("RC, atomics", f"ib_atomic_{line}")
+        for line in (
+            "bw -n 200", "bw -n 200 -A CMP_AND_SWAP", "bw -n 100 -b -q 4", "bw -n 200 -e -o 1", "lat -n 100",
+            "lat -n 100 -A CMP_AND_SWAP",
+        )
+    ]  # fmt: skip
+
+
+def _mtus() -> list[Row]:
+    return [
+        Row("RC, every MTU", f"ib_{op}_bw -n 50 -s 10000 -m {mtu}")
+        for op in ("send", "write", "read")
+        for mtu in MTUS
+    ]
+
+
+def _shared() -> list[Row]:
+    return [
+        Row("RC, shared receive queue", line)
+        for line in (
+            "ib_send_bw -n 200 --use-srq -q 4", "ib_send_bw -n 100 --use-srq -q 4 -b -e",
+            "ib_send_lat -n 100 --use-srq", "ibv_srq_pingpong -n 100", "ibv_srq_pingpong -n 100 -q 4 -e",
+        )
+    ]  # fmt: skip
+
+
+def _unreliable() -> list[Row]:
+    """UC and UD lose what finds no receive posted: no more messages than perftest posts receives (512)."""
+    uc = (
+        "ib_send_bw -n 200 -c UC -s 1000", "ib_send_bw -n 100 -c UC -s 4096 -b -q 2",
+        "ib_send_bw -n 20 -c UC -s 30000",
+        "ib_send_lat -n 100 -c UC -s 1000", "ib_write_bw -n 200 -c UC", "ib_write_bw -n 50 -c UC -b -s 10001",
+        "ib_write_lat -n 100 -c UC", "ibv_uc_pingpong -n 100", "ibv_uc_pingpong -n 100 -e -s 20000 -m 1024",
+    )  # fmt: skip
+    ud = (
+        "ib_send_bw -n 200 -c UD -s 1000", "ib_send_bw -n 100 -c UD -s 4096 -b",
+        "ib_send_bw -n 100 -c UD -s 64 -q 4",
+        "ib_send_bw -n 100 -c UD -s 300 --use-srq", "ib_send_lat -n 100 -c UD -s 1000",
+        "ib_send_lat -n 100 -c UD -e -s 32 -I 64", "ibv_ud_pingpong -n 100",
+        "ibv_ud_pingpong -n 100 -e -s 1000",
+    )  # fmt: skip
+    six_uc = ("ib_send_bw -n 100 -c UC -s 1000", "ib_write_lat -n 100 -c UC", "ibv_uc_pingpong -n 100")
+    six_ud = ("ib_send_bw -n 100 -c UD -s 1000", "ib_send_lat -n 100 -c UD -s 1000", "ibv_ud_pingpong -n 100")
+    return [
+        *(Row("UC", line) for line in uc), *(Row("UC, IPv6", line, V6) for line in six_uc),
+        *(Row("UD", line) for line in ud), *(Row("UD, IPv6", line, V6) for line in six_ud),
+        Row("UD, multicast", "ib_send_bw -n 100 -c UD -s 1000 -g -M 0:0:0:0:0:0:0:0:0:0:255:255:239:1:1:1"),
+        Row("UD, multicast", "ib_send_bw -n 100 -c UD -s 1000 -g -M 255:14:0:0:0:0:0:0:0:0:0:0:0:0:1:1", V6),
+    ]  # fmt: skip
+
+
+def _rdma_cm() -> list[CmRow]:
+    both = [f"ib_{line}" for line in (
+        "send_bw -n 100 -R", "send_bw -n 100 -R -b -q 2", "write_bw -n 100 -R", "read_bw -n 100 -R",
+        "send_lat -n 50 -R", "write_lat -n 50 -R", "atomic_bw -n 50 -R", "send_bw -n 100 -s 1000 -R -c UD",
+    )]  # fmt: skip
+    pairs = [
+        *((line, f"{line} {{}}") for line in both),
+        ("rping -s -a {} -C 20 -v", "rping -c -a {} -C 20 -v"),
+        ("rping -s -a {} -C 5 -S 10000", "rping -c -a {} -C 5 -S 10000"),
+        ("ucmatose -b {}", "ucmatose -s {}"),
+        ("ucmatose -b {} -c 3 -S 500", "ucmatose -s {} -c 3 -S 500"),
+        ("udaddy -b {}", "udaddy -s {}"),
+        ("rdma_server", "rdma_client -s {}"),
+        ("ucmatose -b {} -C 50", "ucmatose -s {} -C 50"),
+    ]
+    six = [
+        ("rping -s -a {} -C 20 -v", "rping -c -a {} -C 20 -v"),
+        ("ucmatose -b {}", "ucmatose -s {}"),
+        ("udaddy -b {}", "udaddy -s {}"),
+    ]
+    return [*(CmRow(*pair) for pair in pairs), *(CmRow(*pair, V6) for pair in six)]
+
+
+ROWS: list[Row | CmRow] = [
+    *_rc(), *_checked(), *_ipv6(), *_lossy(), *_atomics(), *_mtus(), *_shared(), *_unreliable(), *_rdma_cm()
+]  # fmt: skip
 
 Lines = tuple[str, ...]
 _TWO = ("send SUCCESS", "send SUCCESS")

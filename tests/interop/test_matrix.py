@@ -6,13 +6,13 @@ from __future__ import annotations
 import pytest
 from tests.interop import table
 from tests.interop.ends import End, run
-from tests.interop.matrix import KERNELS_ANSWERS, ROWS, SCENARIOS, Row
+from tests.interop.matrix import KERNELS_ANSWERS, ROWS, SCENARIOS, CmRow, Row
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_the_program_finishes_at_both_ends(
-    row: Row, direction: tuple[End, End], request: pytest.FixtureRequest
+    row: Row | CmRow, direction: tuple[End, End], request: pytest.FixtureRequest
 ) -> None:
     table.cell(request, row.group, row.title, f"to {direction[0].name}")
     outcome = row.run(*direction)
