@@ -23,6 +23,8 @@ from .test_mgcheck import PATIENCE, Nodes, _both, _wait_for_state
 pytestmark = pytest.mark.root
 PERFTEST_PORT = 18515
 NO_END = 1 << 60
+NO_CLOCK = "Correlation coefficient r^2"
+"""What perftest says, and gives up, when a busy machine kept it from measuring the clock: not about us."""
 OUTSIDE = "10.9.8.2"
 MAC = "02:00:0a:09:08:01"  # of node a on that side
 
@@ -96,30 +98,45 @@ def test_every_message_arrives_right(
 
 
 @pytest.mark.parametrize("line", ["ib_send_bw -n 2000 -b", "ib_read_bw -n 2000", "ib_write_bw -n 2000 -q 2"])
-def test_perftest_finishes(nodes: Nodes, outside: Node, line: str) -> None:
+def test_perftest_finishes(nodes: Nodes, outside: Node, tmp_path: Path, line: str) -> None:
     program, *options = line.split()
     path = shutil.which(program)
     if path is None:
         pytest.skip(f"{program} is not installed")
+    for _ in range(3):
+        statuses, said, sent = _perftest(nodes, outside, tmp_path, [path, "-d", "rxe0", *options])
+        if NO_CLOCK not in said:
+            break
+    assert statuses == (0, 0), said
+    assert sent > 0
+
+
+def _perftest(
+    nodes: Nodes, outside: Node, logs: Path, command: list[str]
+) -> tuple[tuple[int, int], str, int]:
+    """Exit statuses, what both said, how many packets came in between."""
     with _adversary(nodes, outside, 7) as adversary, contextlib.ExitStack() as stack:
-        server = stack.enter_context(_program(nodes[0], path, "-d", "rxe0", *options))
+        server = stack.enter_context(_program(nodes[0], logs / "server", *command))
         _wait_for_listener(server)
-        client = stack.enter_context(_program(nodes[1], path, "-d", "rxe0", *options, nodes[0].address))
+        client = stack.enter_context(_program(nodes[1], logs / "client", *command, nodes[0].address))
         _harass(adversary, client, NO_END)
-        assert (client.wait(PATIENCE), server.wait(PATIENCE)) == (0, 0)
-    assert adversary.sent
+        ended = client.wait(PATIENCE)
+        if ended:
+            server.kill()  # it would wait for ever
+        statuses = server.wait(PATIENCE), ended
+    said = "".join((logs / end).read_text(errors="replace") for end in ("server", "client"))
+    return statuses, said, adversary.sent.total()
 
 
 @contextlib.contextmanager
-def _program(node: Node, *argv: str) -> Iterator[subprocess.Popen[str]]:
+def _program(node: Node, log: Path, *argv: str) -> Iterator[subprocess.Popen[str]]:
     env = {
         **os.environ, "LD_PRELOAD": str(paths.library()), "MIGROCE_AGENT": "/nonexistent",
         "MIGROCE_ADDR": node.address,
     }  # fmt: skip
-    process = subprocess.Popen(
-        node.command(*argv), env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, text=True
-    )
-    with process:
+    with log.open("w") as out, subprocess.Popen(
+        node.command(*argv), env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, text=True
+    ) as process:
         try:
             yield process
         finally:
