@@ -91,8 +91,9 @@ def test_a_child_is_calmed_and_who_chose_its_niceness_itself_is_not() -> None:
     with urgency.moment():
         child = subprocess.Popen(urgency.command(["sleep", "1000"]))
         other = subprocess.Popen(["nice", "-n", "3", "sleep", "1000"])
-    while Path(f"/proc/{child.pid}/comm").read_text() != "sleep\n":
-        os.sched_yield()
+    for each in (child, other):  # each has its niceness once it has become what it is to be
+        while Path(f"/proc/{each.pid}/comm").read_text() != "sleep\n":
+            os.sched_yield()
     assert {child.pid, other.pid} <= set(urgency.children(os.getpid()))
     niceness = os.getpriority(os.PRIO_PROCESS, other.pid)
     for each in (child, other):

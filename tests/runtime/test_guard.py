@@ -73,11 +73,11 @@ def test_the_engine_does_not_wait_for_the_guard(tmp_path: Path) -> None:
 import os, time
 from migroce.runtime.guard import Guard
 read, write = os.pipe()
-Guard(lambda: time.sleep(100))
+Guard(lambda: time.sleep(200))
 open({str(tmp_path / "ran")!r}, "w").close()
 os.kill(os.getpid(), 9)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "ran").exists()
     for pid in [each for each in os.listdir("/proc") if each.isdigit()]:  # the guard itself, sleeping
