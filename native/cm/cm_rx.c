@@ -150,12 +150,33 @@ static bool stale(const struct from *f, const struct mg_cm_msg *m)
 	return false;
 }
 
+/* In either port space: perftest with -R -c UD makes a listener for datagrams where it had one for streams. */
 static bool closed_just_now(const struct from *f, uint64_t service_id)
 {
+	if (!is_service(service_id, MG_IP_PREFIX_TCP) && !is_service(service_id, MG_IP_PREFIX_UDP))
+		return false;
 	for (unsigned i = 0; i < MG_CM_CLOSED; i++)
-		if (f->cm->closed[i].service_id == service_id && f->now - f->cm->closed[i].at < MG_CM_GRACE)
+		if (f->cm->closed[i].at && !((f->cm->closed[i].service_id ^ service_id) & 0xffff) &&
+		    f->now - f->cm->closed[i].at < MG_CM_GRACE)
 			return true;
 	return false;
+}
+
+/* Who listens for a request; NULL: nobody. `prefix`: the IP service that the request must be for. */
+static struct mg_cm_conn *asked(const struct from *f, const struct mg_cm_msg *m, uint64_t prefix,
+				struct mg_ip_hdr *ip)
+{
+	if (!is_service(m->service_id, prefix) || mg_ip_hdr_parse(m->private_data, ip))
+		return NULL;
+	return find_listener(f, m->service_id, ip);
+}
+
+/* The new connection goes to the program, or, if that has no room, away: it will be asked again. */
+static void hand_over(const struct from *f, struct mg_cm_conn *c, enum mg_cm_event ev,
+		      const struct mg_cm_msg *m)
+{
+	if (!f->cm->ops->event(f->cm->arg, c, ev, m))
+		mg_cm_unlink(c);
 }
 
 static void rx_req(const struct from *f, const struct mg_cm_msg *m)
@@ -167,15 +188,10 @@ static void rx_req(const struct from *f, const struct mg_cm_msg *m)
 		dup_req(c);
 		return;
 	}
-	if (!is_service(m->service_id, MG_IP_PREFIX_TCP) || mg_ip_hdr_parse(m->private_data, &ip)) {
-		refuse(f, m, MG_REJ_INVALID_SERVICE);
-		return;
-	}
-	listener = find_listener(f, m->service_id, &ip);
+	listener = asked(f, m, MG_IP_PREFIX_TCP, &ip);
 	if (!listener) {
-		if (closed_just_now(f, m->service_id))
-			return;
-		refuse(f, m, MG_REJ_INVALID_SERVICE);
+		if (!closed_just_now(f, m->service_id))
+			refuse(f, m, MG_REJ_INVALID_SERVICE);
 		return;
 	}
 	if (stale(f, m))
@@ -187,13 +203,23 @@ static void rx_req(const struct from *f, const struct mg_cm_msg *m)
 	c->peer_qpn = m->qpn;
 	if (m->primary.ack_timeout)
 		c->timewait = mg_cm_ns(m->primary.ack_timeout < 23 ? m->primary.ack_timeout + 1u : 23u);
-	if (!f->cm->ops->event(f->cm->arg, c, MG_CM_EV_REQ, m))
-		mg_cm_unlink(c);
+	hand_over(f, c, MG_CM_EV_REQ, m);
+}
+
+static void refuse_sidr(const struct from *f, const struct mg_cm_msg *req)
+{
+	struct mg_cm_msg rep = {.attr = MG_CM_SIDR_REP,
+				.tid = req->tid,
+				.local_id = req->local_id,
+				.service_id = req->service_id,
+				.status = 1}; /* service id not supported */
+
+	answer(f, &rep);
 }
 
 static void rx_sidr_req(const struct from *f, const struct mg_cm_msg *m)
 {
-	struct mg_cm_conn *c = find_request(f, m, true), *listener = NULL;
+	struct mg_cm_conn *c = find_request(f, m, true), *listener;
 	struct mg_ip_hdr ip;
 
 	if (c) {
@@ -201,24 +227,17 @@ static void rx_sidr_req(const struct from *f, const struct mg_cm_msg *m)
 			mg_cm_repeat(c);
 		return;
 	}
-	if (is_service(m->service_id, MG_IP_PREFIX_UDP) && !mg_ip_hdr_parse(m->private_data, &ip))
-		listener = find_listener(f, m->service_id, &ip);
+	listener = asked(f, m, MG_IP_PREFIX_UDP, &ip);
 	if (!listener) {
-		struct mg_cm_msg rep = {.attr = MG_CM_SIDR_REP,
-					.tid = m->tid,
-					.local_id = m->local_id,
-					.service_id = m->service_id,
-					.status = 1}; /* service id not supported */
-
-		answer(f, &rep);
+		if (!closed_just_now(f, m->service_id))
+			refuse_sidr(f, m);
 		return;
 	}
 	c = accept_request(f, m, &ip, listener);
 	if (!c)
 		return;
 	c->state = MG_CM_SIDR_RCVD;
-	if (!f->cm->ops->event(f->cm->arg, c, MG_CM_EV_SIDR_REQ, m))
-		mg_cm_unlink(c);
+	hand_over(f, c, MG_CM_EV_SIDR_REQ, m);
 }
 
 /* ---- answers ------------------------------------------------------------------------------------------- */

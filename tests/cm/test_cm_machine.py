@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from cm_native import NEVER, SECOND, UDP, Event, Host, Native, World, address
+from cm_native import NEVER, SECOND, TCP, UDP, Event, Host, Native, World, address
 
 PORT = 7174
 SEEDS = 120
@@ -212,6 +212,24 @@ def test_a_datagram_service_is_resolved_once(native: Native, lost: str) -> None:
         if event.name == "SIDR_REQ":
             native.lib.mg_cm_send_sidr_rep(event.conn, world.now, native.message(qpn=5, qkey=7))
 
+    world.run(2, handle)
+    assert (server.told["SIDR_REQ"], client.told["SIDR_REP"]) == (1, 1)
+
+
+@pytest.mark.parametrize("before", [TCP, UDP])
+def test_a_datagram_listener_that_is_made_anew_misses_no_request(native: Native, before: int) -> None:
+    """Also after one for streams: perftest -R -c UD has both at one port, one after the other."""
+    world = World(native)
+    server, client = world.host(), world.host()
+    native.lib.mg_cm_conn_destroy(server.listen(PORT, before), world.now)
+    client.connect(1, PORT, prefix=UDP)
+
+    def handle(_host: Host, event: Event) -> None:
+        if event.name == "SIDR_REQ":
+            native.lib.mg_cm_send_sidr_rep(event.conn, world.now, native.message(qpn=5, qkey=7))
+
+    world.run(0.2, handle)
+    server.listen(PORT, UDP)
     world.run(2, handle)
     assert (server.told["SIDR_REQ"], client.told["SIDR_REP"]) == (1, 1)
 

@@ -24,6 +24,8 @@ PAIRS = (
     ("rdma_server", f"rdma_client -s {A}"),
     ("ib_send_bw -R -n 500", f"ib_send_bw -R -n 500 {A}"),
     ("ib_send_bw -R -n 500 -b", f"ib_send_bw -R -n 500 -b {A}"),
+    ("ib_send_lat -R -n 200", f"ib_send_lat -R -n 200 {A}"),
+    ("ib_write_lat -R -n 200", f"ib_write_lat -R -n 200 {A}"),
     ("udaddy -c 3", f"udaddy -s {A} -c 3"),
     ("ib_write_bw -R -n 500 -q 4", f"ib_write_bw -R -n 500 -q 4 {A}"),
 )
