@@ -570,6 +570,8 @@ void mg_mig_heard_plain(struct mg_qp *qp);	      /* one without the bit */
 void mg_mig_rx(struct mg_qp *qp, mg_time now, const struct mg_rx *meta, const struct mg_hdrs *h);
 bool mg_mig_tx(struct mg_qp *qp, struct mg_pkt *p);
 void mg_mig_pause(struct mg_qp *qp, mg_time now);
+/* Nobody answers, and another QP to the same address was told why: pause this one too. False: there is none. */
+bool mg_mig_pause_with_others(struct mg_qp *qp, mg_time now);
 void mg_mig_unpause(struct mg_qp *qp, mg_time now);
 mg_time mg_mig_deadline(const struct mg_qp *qp);
 void mg_mig_timer(struct mg_qp *qp, mg_time now);

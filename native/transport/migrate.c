@@ -92,6 +92,25 @@ void mg_mig_pause(struct mg_qp *qp, mg_time now)
 	mg_req_go_back(qp);
 }
 
+bool mg_mig_pause_with_others(struct mg_qp *qp, mg_time now)
+{
+	const struct mg_qp *other;
+
+	if (!qp->mig.peer_capable)
+		return false;
+	for (uint32_t it = 0; (other = mg_idtab_next(&qp->e->qps, &it));) {
+		const struct mg_migration *m = &other->mig;
+
+		if (other == qp || !m->paused || now - m->last_heard >= SILENCE_MAX ||
+		    memcmp(other->peer.gid, qp->peer.gid, sizeof(qp->peer.gid)))
+			continue;
+		mg_mig_pause(qp, now);
+		qp->mig.last_heard = m->last_heard; /* they do not keep each other waiting for ever */
+		return true;
+	}
+	return false;
+}
+
 void mg_mig_unpause(struct mg_qp *qp, mg_time now)
 {
 	qp->mig.paused = false;

@@ -369,7 +369,8 @@ void mg_req_timer(struct mg_qp *qp, mg_time now)
 	if (timeout && now >= r->ack_since + timeout) {
 		qp->e->counters[MG_CNT_TIMEOUTS]++;
 		if (!r->retry_left) {
-			mg_comp_fail(qp, IBV_WC_RETRY_EXC_ERR);
+			if (!mg_mig_pause_with_others(qp, now))
+				mg_comp_fail(qp, IBV_WC_RETRY_EXC_ERR);
 			return;
 		}
 		r->retry_left--;

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from migroce import dump as dumps
 from migroce.wire import Op, parse
 
 from .pair import Pair
-from .records import MS, NEVER, Action, Link, S
-from .verbs import QpState, WcStatus
+from .records import MS, NEVER, Action, Caps, Link, S, Wr
+from .verbs import QpState, QpType, SendFlag, WcStatus, WrOpcode
+from .world import Qp
 
 RESUME, RESUME_ACK, TOKEN, TOKEN_ACK = 0xC0, 0xC1, 0xC2, 0xC3
 CONTROL = (0xC0, 0xFF)
@@ -138,6 +141,39 @@ def test_a_paused_peer_waits_far_beyond_its_retries_and_says_rts() -> None:
         w.go(50 * MS)
         assert w.a.done() == [(1, 0)]
         assert w.b.get(into)[:5] == b"hello"
+
+
+def _second_pair(w: Pair) -> tuple[Qp, Qp]:
+    """Another QP on each node, connected with each other."""
+    a, b = (n.engine.qp(n.pd, n.cq, n.cq, Caps(), False, QpType.RC) for n in w.nodes)
+    a.connect(replace(w.a.path, dest_qpn=b.num))
+    b.connect(replace(w.b.path, dest_qpn=a.num))
+    return a, b
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_qp_that_could_ask_nobody_waits_with_the_others_to_that_peer(comes_back: bool) -> None:
+    with Pair(timeout=8, retry_cnt=1) as w:
+        a, b = _second_pair(w)
+        w.settle()
+        into = w.b.space(16)
+        w.b.recv(1, 16)
+        b.post_recv(Wr(2, (into,)))
+        number = w.stop(w.b)
+        w.a.send(1, b"told")
+        w.go(1 * S)
+        w.standins.off(number)  # it has lost its network
+        a.post_send(Wr(2, (w.a.put(b"not told"),), WrOpcode.SEND, flags=SendFlag.SIGNALED))
+        w.go(50 * S)
+        assert w.a.wcs == []
+        if comes_back:
+            w.resume(w.b, number)
+            w.go(1 * S)
+            assert sorted(w.a.done()) == [(1, 0), (2, 0)]
+            assert w.b.get(into)[:8] == b"not told"
+        else:
+            w.go(100 * S)
+            assert sorted(w.a.done()) == [(n, WcStatus.RETRY_EXC_ERR) for n in (1, 2)]
 
 
 def test_a_peer_nobody_answers_for_is_given_up_after_a_minute_and_its_retries() -> None:
