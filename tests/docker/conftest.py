@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from tests.docker.stage import Stage
+from tests.docker.stage import Stage, keep_network
 
 from migroce.lab.api import Lab, remove
 
@@ -30,6 +30,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     remove(name)
     up = Lab.up(name, engine="docker", release=request.param)
     try:
+        keep_network(up)
         yield up
     finally:
         up.down()

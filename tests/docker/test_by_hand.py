@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.docker.stage import containers, keep_network
 from tests.e2e.stage import built, wait_for
 
 from migroce.agent.client import AgentClient
@@ -23,7 +24,9 @@ from migroce.nodes import LocalNode
 RELEASES = os.environ.get("MIGROCE_DOCKER_RELEASES", "20.10 26.1").split()
 IMAGE = "docker-repo/perftest"
 RDMA = ("--runtime", "migroce", "--network", "rdma-net")
-COUNTER = ("sh", "-c", "i=0; while true; do i=$((i+1)); echo $i >/count; sleep 0.02; done")
+_COUNTS = "while () { open F, '>/count'; print F ++$i; close F; select undef, undef, undef, 0.02 }"
+COUNTER = ("perl", "-e", _COUNTS)
+"""Starts no processes: CRIU under plain runc fails (type NOTIFY) when one is just being born."""
 
 pytestmark = pytest.mark.root
 
@@ -34,6 +37,7 @@ def up(request: pytest.FixtureRequest) -> Iterator[Lab]:
     name = f"dh-{os.getpid()}"
     made = Lab.up(name, engine="docker", release=request.param)
     try:
+        keep_network(made)
         yield made
     finally:
         made.down()
@@ -114,7 +118,7 @@ class Hand:
 
     def close(self) -> None:
         for node in (self.a, self.b):
-            for name in self.docker(node, "ps", "-aq", check=False).split():
+            for name in containers(node):
                 self.docker(node, "rm", "-f", name, check=False)
 
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.docker.stage import COUNTER, Box, Check, Stage
+from tests.docker.stage import COUNTER, Box, Check, Stage, containers, drop_network, keep_network
 from tests.e2e.stage import wait_for
 
 from migroce.errors import MigrationError
@@ -49,7 +49,7 @@ def test_a_container_without_rdma_goes_on_with_its_files_and_settings(stage: Sta
     assert box.file("/anonymous/f").read_text() == "two\n"
     assert box.file("/d/f").read_text() == "3\n"
     assert not box.file("/bin/ls").exists()
-    assert stage.lab.node("a").run(["docker", "ps", "-aq"]).stdout == b""
+    assert containers(stage.lab.node("a")) == []
     for _ in range(2):  # the volume's copy that stayed is replaced
         at = box.counts_on()
         box.move()
@@ -232,8 +232,32 @@ def test_a_killed_dockerd_at_the_destination_is_undone(stage: Stage, phase: str)
     stage.lab.close()
     made = stage.lab.docker
     Lab.up(stage.lab.name, engine="docker", release=str(made.bin) if made and made.bin else None).close()
+    keep_network(stage.lab)
     box.move("node-b")  # what was left there is not in the way
     box.counts_on()
+    stage.nothing_in_the_middle()
+
+
+def test_the_last_container_of_a_node_keeps_its_connections(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = Check(stage)
+    check.more()
+    drop_network(stage.lab, "a")
+    try:
+        for _ in range(3):  # node-a never leaves the network
+            monkeypatch.setenv("MIGROCE_FAULT", "transfer")
+            with pytest.raises(MigrationError):
+                check.server.move("node-b")
+            monkeypatch.delenv("MIGROCE_FAULT")
+            check.server.home = "node-a"
+            check.more()
+        for _ in range(4):  # it does, and comes back
+            check.server.move()
+            check.more()
+        check.finish()
+    finally:
+        keep_network(stage.lab)
     stage.nothing_in_the_middle()
 
 

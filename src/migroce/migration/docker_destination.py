@@ -22,12 +22,13 @@ from typing import Any, BinaryIO
 
 from migroce import criu
 from migroce.agent.errors import AgentError
-from migroce.engines import docker, dockerspec, hold, runc
+from migroce.engines import docker, dockerspec, runc
 from migroce.engines.context import NodeContext, read_json, write_json
 from migroce.engines.docker import DockerEngine
 from migroce.errors import EngineError
 from migroce.migration import dockerkit, journal, streams, tree
 from migroce.migration.destination import DestinationSide, available_memory
+from migroce.migration.dockerhold import Holder
 from migroce.migration.dockerkit import agent_name
 
 _SPARE = 64 << 20
@@ -42,6 +43,7 @@ class DockerDestination(DestinationSide):
         self.docker = DockerEngine(ctx)
         self._roots: dict[str, Path] = {}
         self._device = False
+        self._holder = Holder(self.docker, self.where, migration)
 
     @property
     def made(self) -> dict[str, Any]:
@@ -194,7 +196,8 @@ class DockerDestination(DestinationSide):
         write_json(self.where / "made.json", {"id": key, "volumes": new})
         for network, endpoint in list(dockerspec.endpoints(found).items())[1:]:
             self.docker.connect(network, key, endpoint)
-        self._hold(about, image)
+        swarms = [name for name, network in about["networks"].items() if network["Scope"] == "swarm"]
+        self._holder.start(swarms, image, key)
         here = self.found()
         assert here is not None
         self._roots["layer"] = Path(here["GraphDriver"]["Data"]["UpperDir"])
@@ -218,30 +221,6 @@ class DockerDestination(DestinationSide):
         self._device = bool(about["device"])
         if self._device:
             self.dumps.mkdir()
-
-    def _hold(self, about: dict[str, Any], image: str) -> None:
-        """Have the swarm's networks on this node before the container needs them: it saves half a second."""
-        swarms = [name for name, network in about["networks"].items() if network["Scope"] == "swarm"]
-        cold = [name for name in swarms if not (self.docker.network(name) or {}).get("Containers")]
-        path = self.where / "hold"
-        if not cold or not hold.write(path):
-            return
-        body = {
-            "Image": image, "Entrypoint": ["/.migroce-hold"], "Cmd": [], "Healthcheck": {"Test": ["NONE"]},
-            "HostConfig": {
-                "Binds": [f"{path}:/.migroce-hold:ro"], "CapDrop": ["ALL"], "NetworkMode": cold[0],
-                "LogConfig": {"Type": "none"}, "Runtime": "runc",
-            },
-        }  # fmt: skip
-        with contextlib.suppress(EngineError):
-            key = self.docker.create(self._holder, body)
-            for name in cold[1:]:
-                self.docker.connect(name, key, {})
-            self.docker.start(key)
-
-    @property
-    def _holder(self) -> str:
-        return f"migroce-hold-{self.id}"
 
     def _ours(self, runtime: str) -> bool:
         """Whether a runtime of the node's Docker is migroce-runtime."""
@@ -360,7 +339,7 @@ class DockerDestination(DestinationSide):
         found = self.found()
         if found is not None:
             shutil.rmtree(self._checkpoint(found["Id"]), ignore_errors=True)
-            self.docker.remove(self._holder, volumes=True)
+            self._holder.remove()
             dockerkit.runtime_file(self.ctx, found["Id"], "images").unlink(missing_ok=True)
             dockerkit.leave_volumes(self.ctx, [each.name for each in dockerspec.volumes(found)], left=False)
             dockerkit.note_arrival(self.ctx, self.id, found["Id"])
@@ -373,7 +352,7 @@ class DockerDestination(DestinationSide):
         dockerkit.release(self.where)  # first: Docker may not answer any more
         made = read_json(self.where / "made.json")
         if made:
-            self.docker.remove(self._holder, volumes=True)
+            self._holder.remove()
         if key := made.get("id") or self._unfinished():
             self.docker.remove(key, volumes=True)
             dockerkit.runtime_file(self.ctx, key, "images").unlink(missing_ok=True)
@@ -382,7 +361,7 @@ class DockerDestination(DestinationSide):
         for name in made.get("volumes", []):
             with contextlib.suppress(EngineError):
                 self.docker.remove_volume(name)
-        for rest in ("in.sock", "made.json", "hold"):
+        for rest in ("in.sock", "made.json"):
             (self.where / rest).unlink(missing_ok=True)
         self._close()
 

@@ -29,6 +29,7 @@ from migroce.engines.context import NodeContext, read_json, write_json
 from migroce.engines.docker import DockerEngine, Shim
 from migroce.errors import EngineError, MigrationError
 from migroce.migration import dockerkit, journal, streams, tree
+from migroce.migration.dockerhold import Holder
 from migroce.migration.dockerkit import agent_name
 from migroce.migration.netlock import NetLock, unlock
 from migroce.migration.source import SourceSide, header
@@ -47,6 +48,7 @@ class DockerSource(SourceSide):
         self._scans: dict[str, tree.Scan] = {}
         self._unplugging: Future[None] | None = None
         self._unplugged = False
+        self._holder = Holder(self.docker, self.where, migration)
 
     @property
     def found(self) -> dict[str, Any]:
@@ -142,6 +144,8 @@ class DockerSource(SourceSide):
         (self.where / "criu.conf").write_text(_CRIU_CONFIG)
         self._lock = NetLock(self.netns())
         self._lock.arm()
+        swarms = [name for name, network in self._networks(found).items() if network["Scope"] == "swarm"]
+        self._holder.start(swarms, found["Image"], found["Id"])
 
     # -- data ----------------------------------------------------------------------------------------------
 
@@ -315,6 +319,7 @@ class DockerSource(SourceSide):
         self._finish("done")
 
     def _finish(self, how: str) -> None:
+        self._holder.remove()
         dockerkit.release(self.where)
         super()._finish(how)
 
