@@ -150,11 +150,13 @@ def _body(msg: Message) -> tuple[Type, bytes]:
     match msg:
         case Hello():
             comm = msg.comm.encode("utf-8", "replace")[:15]
-            return Type.HELLO, _HELLO.pack(msg.instance, msg.pid, msg.state, msg.slot, msg.qpn_base,
-                                           msg.qpn_count, comm, msg.gid)
+            return Type.HELLO, _HELLO.pack(
+                msg.instance, msg.pid, msg.state, msg.slot, msg.qpn_base, msg.qpn_count, comm, msg.gid
+            )
         case Welcome():
-            return Type.WELCOME, _WELCOME.pack(msg.status, msg.slot, msg.qpn_base, msg.qpn_count,
-                                               msg.n_sockets, msg.flags, msg.gid)
+            return Type.WELCOME, _WELCOME.pack(
+                msg.status, msg.slot, msg.qpn_base, msg.qpn_count, msg.n_sockets, msg.flags, msg.gid
+            )
         case Stop():
             return Type.STOP, _TWO.pack(msg.flags, msg.timeout_ms)
         case Stopped():

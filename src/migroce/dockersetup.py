@@ -214,7 +214,20 @@ def docker_info() -> dict[str, Any] | None:
         info = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired):
         return None
-    return info if isinstance(info, dict) and info.get("ServerVersion") else None
+    if not isinstance(info, dict) or not info.get("ServerVersion"):
+        return None
+    if info.get("ExperimentalBuild") and not _checkpoints():
+        info["ExperimentalBuild"] = False
+    return info
+
+
+def _checkpoints() -> bool:
+    """Whether `docker checkpoint` is there: after a reload `docker info` tells of daemon.json instead."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        argv = ["docker", "checkpoint", "ls", "migroce-asks"]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+        return "experimental" not in done.stderr
+    return True
 
 
 def version_of(info: dict[str, Any] | None) -> tuple[int, int]:

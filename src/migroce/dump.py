@@ -172,8 +172,10 @@ def parse(data: bytes | memoryview) -> Dump:
         count += 1
         body = pos + 8
         if length & 7 or length > total - body:
-            raise DumpError(f"the dump is damaged: record {count} at byte {pos} claims {length} bytes, "
-                            f"{total - body} are left")
+            raise DumpError(
+                f"the dump is damaged: record {count} at byte {pos} claims {length} bytes, "
+                f"{total - body} are left"
+            )
         if version == 0:
             raise DumpError(f"the dump is damaged: record {count} at byte {pos} has version 0")
         if kind == T_QP:
@@ -201,9 +203,22 @@ def parse(data: bytes | memoryview) -> Dump:
         raise DumpError(f"the dump is damaged: it describes {len(contexts)} contexts instead of one")
     _check_context(contexts[0], len(qps))
     _check_qps(contexts[0], qps)
-    return Dump(contexts[0], tuple(pds), tuple(mrs), tuple(cqs), tuple(qps), tuple(resources), counters,
-                bool(flags & FLAG_STOPPED), unknown, tuple(srqs), tuple(xrcds), tuple(ahs), tuple(mcasts),
-                tuple(mws))
+    return Dump(
+        contexts[0],
+        tuple(pds),
+        tuple(mrs),
+        tuple(cqs),
+        tuple(qps),
+        tuple(resources),
+        counters,
+        bool(flags & FLAG_STOPPED),
+        unknown,
+        tuple(srqs),
+        tuple(xrcds),
+        tuple(ahs),
+        tuple(mcasts),
+        tuple(mws),
+    )
 
 
 def read(path: str | os.PathLike[str]) -> Dump:
@@ -246,12 +261,15 @@ def _check_header(data: bytes | memoryview, total: int) -> tuple[int, int, int]:
 
 
 def _short(what: str, count: int, pos: int, length: int, want: int) -> DumpError:
-    return DumpError(f"the dump is damaged: record {count} at byte {pos} ({what}) has {length} bytes, "
-                     f"at least {want} are needed")
+    return DumpError(
+        f"the dump is damaged: record {count} at byte {pos} ({what}) has {length} bytes, "
+        f"at least {want} are needed"
+    )
 
 
-def _fixed(layout: struct.Struct, what: str, data: bytes | memoryview, count: int, pos: int,
-           length: int) -> tuple[Any, ...]:
+def _fixed(
+    layout: struct.Struct, what: str, data: bytes | memoryview, count: int, pos: int, length: int
+) -> tuple[Any, ...]:
     if length < layout.size:
         raise _short(what, count, pos, length, layout.size)
     return layout.unpack_from(data, pos + 8)
@@ -299,9 +317,22 @@ def _check_qps(ctx: ContextRecord, qps: Sequence[QpRecord]) -> None:
 def make_qp(qpn: int, **fields: Any) -> QpRecord:
     """An RC QP in RTS with defaults for everything not given."""
     values: dict[str, Any] = dict.fromkeys(QpRecord._fields, 0)
-    values.update(type=2, state=3, mstate=1, path_mtu=1024, local_gid=b"\0" * 16, peer_gid=b"\0" * 16,
-                  token=b"\0" * 16, peer_token=b"\0" * 16, sport=4791, retry_cnt=7, rnr_retry=7, timeout=14,
-                  min_rnr_timer=12, tclass_hop=64)
+    values.update(
+        type=2,
+        state=3,
+        mstate=1,
+        path_mtu=1024,
+        local_gid=b"\0" * 16,
+        peer_gid=b"\0" * 16,
+        token=b"\0" * 16,
+        peer_token=b"\0" * 16,
+        sport=4791,
+        retry_cnt=7,
+        rnr_retry=7,
+        timeout=14,
+        min_rnr_timer=12,
+        tclass_hop=64,
+    )
     values.update(fields, qpn=qpn)
     return QpRecord(**values)
 
@@ -309,8 +340,14 @@ def make_qp(qpn: int, **fields: Any) -> QpRecord:
 def build(dump: Dump, *, extra: Iterable[tuple[int, bytes]] = (), grow: int = 0) -> bytes:
     """The bytes of `dump` (the context's totals are set to what it holds). `extra`: further records
     as (type, body); `grow`: bytes (multiple of 8) appended to each record, as a later version would."""
-    ctx = dump.context._replace(n_qp=len(dump.qps), n_mr=len(dump.mrs), n_cq=len(dump.cqs),
-                                n_pd=len(dump.pds), n_srq=len(dump.srqs), n_xrcd=len(dump.xrcds))
+    ctx = dump.context._replace(
+        n_qp=len(dump.qps),
+        n_mr=len(dump.mrs),
+        n_cq=len(dump.cqs),
+        n_pd=len(dump.pds),
+        n_srq=len(dump.srqs),
+        n_xrcd=len(dump.xrcds),
+    )
     parts: list[bytes] = []
 
     def add(kind: int, body: bytes, tail: int = grow) -> None:
@@ -339,7 +376,13 @@ def build(dump: Dump, *, extra: Iterable[tuple[int, bytes]] = (), grow: int = 0)
     for kind, body in extra:
         add(kind, body)
     body = b"".join(parts)
-    header = _HEADER.pack(MAGIC, VERSION, _HEADER.size, _HEADER.size + len(body) + 16, len(parts) + 1,
-                          FLAG_STOPPED if dump.stopped else 0)
+    header = _HEADER.pack(
+        MAGIC,
+        VERSION,
+        _HEADER.size,
+        _HEADER.size + len(body) + 16,
+        len(parts) + 1,
+        FLAG_STOPPED if dump.stopped else 0,
+    )
     body = header + body
     return body + _RECORD.pack(_END_TYPE, 1, 8) + _END.pack(zlib.crc32(body), 0)

@@ -34,6 +34,12 @@ from migroce.migration.link import Worker
 from migroce.migration.streams import connect_unix
 
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
+_FIND_PYTHON = r"""
+python=$(sed -n '1s/^#! *\([^ ]*\).*/\1/p' /usr/local/lib/migroce/migroce-runtime 2>/dev/null)
+[ -x "$python" ] || python=python3
+exec "$python" "$@"
+"""
+"""Without `python`: the interpreter that `migroce setup docker` has put into the runtime, else python3."""
 HEARTBEAT = 15.0
 """Seconds without a sign of life after which a worker on another machine takes the command for dead."""
 
@@ -246,7 +252,7 @@ class SshNode(Node):
         query = parse_qs(parts.query)
         self._host = host
         self._target = f"{parts.username}@{host}" if parts.username else host
-        self._python = query.get("python", ["python3"])[0]
+        self._python = query.get("python", [""])[0]
         self._state = query.get("state", ["--host"])[0]
         self._dir = tempfile.TemporaryDirectory(prefix="migroce-ssh-", dir=_short_tmp())
         self._options = [
@@ -268,7 +274,8 @@ class SshNode(Node):
         return ssh.explain(words, self._host) if status in (1, 126, 127, 255, None) else None
 
     def start_worker(self) -> Worker:
-        argv = [self._python, "-m", "migroce.migration.worker", self._state, f"--heartbeat={HEARTBEAT:g}"]
+        python = [self._python] if self._python else ["sh", "-c", _FIND_PYTHON, "sh"]
+        argv = [*python, "-m", "migroce.migration.worker", self._state, f"--heartbeat={HEARTBEAT:g}"]
         worker = Worker(
             self.name, self.command(argv), explain=self.explain, heartbeat=HEARTBEAT / 5, remote=True
         )

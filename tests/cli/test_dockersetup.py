@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from migroce import dockersetup
+from migroce import dockersetup, nodes
 from migroce.dockersetup import Layout, merge, unmerge, wanted
 from migroce.errors import MigroceError
+from migroce.runtime import launcher
 
 CONFIGS: list[dict[str, Any]] = [
     {},
@@ -164,3 +167,41 @@ def test_a_failing_systemctl_is_said_with_its_own_words(tmp_path: Path, calls: P
     (calls.parent / "bin/systemctl").write_text("#!/bin/sh\necho Access denied >&2\nexit 4\n")
     with pytest.raises(MigroceError, match="systemctl daemon-reload: Access denied"):
         dockersetup.apply(layout)
+
+
+@pytest.mark.parametrize(
+    ("words", "on"),
+    [
+        ("No such container: migroce-asks", True),
+        ("only supported on a Docker daemon with experimental features enabled", False),
+    ],
+)
+def test_experimental_counts_from_dockerd_s_start_only(calls: Path, words: str, on: bool) -> None:
+    """After a reload `docker info` already says true."""
+    info = '{"ServerVersion": "20.10.24", "ExperimentalBuild": true}'
+    docker = f"#!/bin/sh\nif [ $1 = info ]; then echo '{info}'; else echo \"{words}\" >&2; exit 1; fi\n"
+    (calls.parent / "bin/docker").write_text(docker)
+    found = dockersetup.docker_info()
+    assert found is not None
+    assert found["ExperimentalBuild"] is on
+
+
+def test_over_ssh_the_interpreter_of_the_setup_is_taken(tmp_path: Path) -> None:
+    """An installation in a .venv works without `?python=`; without a set-up it is python3."""
+    layout = Layout(tmp_path)
+    script = nodes._FIND_PYTHON.replace("/usr/local/lib/migroce", str(layout.programs))
+
+    def taken() -> str:
+        argv = ["sh", "-c", script, "sh", "-c", "import sys; print(sys.executable)"]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
+
+    layout.programs.mkdir(parents=True)
+    other = tmp_path / "venv-python"
+    other.write_text("#!/bin/sh\necho of the setup\n")
+    other.chmod(0o755)
+    launcher.write(layout.programs / launcher.NAME)
+    assert Path(taken()) == Path(sys.executable)
+    (layout.programs / launcher.NAME).write_text(f"#!{other} -IS\n")
+    assert taken() == "of the setup"
+    other.unlink()
+    assert taken().rpartition("/")[2].startswith("python3")

@@ -27,19 +27,37 @@ def main() -> int:
         prog="migroce agent",
         description="The RDMA device's control plane on this node: hands out sockets and id ranges, stops "
         "and resumes containers' QPs, and answers for stopped containers. Ends on SIGTERM or SIGINT; "
-        "processes go on without it and find a new one by themselves.")
-    parser.add_argument("--run-dir", type=Path, default=run_dir(), metavar="DIR",
-                        help="its sockets and state (default: %(default)s)")
+        "processes go on without it and find a new one by themselves.",
+    )
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        default=run_dir(),
+        metavar="DIR",
+        help="its sockets and state (default: %(default)s)",
+    )
     parser.add_argument("--node", default="", help="this node's name in `status` (default: the host's)")
-    parser.add_argument("--idle-exit", type=float, default=0.0, metavar="SECONDS",
-                        help="end after so long without process, container, client or migration "
-                        "(default: never)")
-    parser.add_argument("--ready-fd", type=int, default=-1, metavar="FD",
-                        help="write a line to this descriptor when it listens, and close it")
+    parser.add_argument(
+        "--idle-exit",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="end after so long without process, container, client or migration (default: never)",
+    )
+    parser.add_argument(
+        "--ready-fd",
+        type=int,
+        default=-1,
+        metavar="FD",
+        help="write a line to this descriptor when it listens, and close it",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="also say what goes well")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, stream=sys.stderr,
-                        format="migroce agent: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO if args.verbose else logging.WARNING,
+        stream=sys.stderr,
+        format="migroce agent: %(message)s",
+    )
     with contextlib.suppress(OSError, ValueError):  # two sockets and a connection for each process
         _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -106,8 +106,11 @@ class Admission:
         if ctx.instance not in (b"", hello.instance) or ctx.link is not None:
             raise AgentError(f"slot {hello.slot} belongs to {ctx.name}", "EBUSY")
         if (ctx.qpn_base, ctx.qpn_count) != (hello.qpn_base, hello.qpn_count):
-            raise AgentError(f"the process claims QPNs {hello.qpn_base:#x}+{hello.qpn_count:#x}, "
-                             f"it has {ctx.qpn_base:#x}+{ctx.qpn_count:#x}", "EINVAL")
+            raise AgentError(
+                f"the process claims QPNs {hello.qpn_base:#x}+{hello.qpn_count:#x}, "
+                f"it has {ctx.qpn_base:#x}+{ctx.qpn_count:#x}",
+                "EINVAL",
+            )
         return ctx
 
     def _claimed(self, port: Port, hello: Hello) -> Context:
@@ -145,8 +148,9 @@ class Admission:
     def check_range(ctx: Context) -> None:
         """AgentError EINVAL when the QPNs are not a slot's."""
         if not slots.check_range(ctx.slot, ctx.qpn_base, ctx.qpn_count):
-            raise AgentError(f"QPNs {ctx.qpn_base:#x}+{ctx.qpn_count:#x} are not those of slot {ctx.slot}",
-                             "EINVAL")
+            raise AgentError(
+                f"QPNs {ctx.qpn_base:#x}+{ctx.qpn_count:#x} are not those of slot {ctx.slot}", "EINVAL"
+            )
 
     # ---- after the agent was restarted --------------------------------------------------------
 

@@ -41,8 +41,9 @@ class AgentClient:
         self.connect()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def connect(self) -> None:
@@ -73,8 +74,9 @@ class AgentClient:
             self._sock.close()
             self._sock = None
 
-    def call(self, cmd: str, *, timeout_s: float = 30.0, on_event: EventSink | None = None,
-             **params: Any) -> dict[str, Any]:
+    def call(
+        self, cmd: str, *, timeout_s: float = 30.0, on_event: EventSink | None = None, **params: Any
+    ) -> dict[str, Any]:
         """Send a command and wait for its answer."""
         self.connect()
         assert self._sock is not None
@@ -143,23 +145,52 @@ class AgentClient:
         """Make a container known; the directory to mount at its /run/migroce. Idempotent."""
         return Path(self.call("container.add", container=container, netns=netns, gid=gid)["dir"])
 
-    def container_stop(self, container: str, dump_dir: str | os.PathLike[str], *, timeout_ms: float = 5000,
-                       on_event: EventSink | None = None) -> dict[str, Any]:
+    def container_stop(
+        self,
+        container: str,
+        dump_dir: str | os.PathLike[str],
+        *,
+        timeout_ms: float = 5000,
+        on_event: EventSink | None = None,
+    ) -> dict[str, Any]:
         """Stop its processes' QPs and stand in: {contexts, qps, dumps, ms}. On error all run again."""
-        return self.call("container.stop", container=container, dump_dir=os.path.abspath(dump_dir),
-                         timeout_ms=timeout_ms, on_event=on_event, timeout_s=2 * timeout_ms / 1e3 + _MARGIN)
+        return self.call(
+            "container.stop",
+            container=container,
+            dump_dir=os.path.abspath(dump_dir),
+            timeout_ms=timeout_ms,
+            on_event=on_event,
+            timeout_s=2 * timeout_ms / 1e3 + _MARGIN,
+        )
 
-    def container_prepare(self, container: str, *, dumps: Sequence[str | os.PathLike[str]],
-                          netns: str | None = None, gid: str | None = None) -> dict[str, Any]:
+    def container_prepare(
+        self,
+        container: str,
+        *,
+        dumps: Sequence[str | os.PathLike[str]],
+        netns: str | None = None,
+        gid: str | None = None,
+    ) -> dict[str, Any]:
         """Get ready to be the destination: {dir, contexts, qps}."""
-        return self.call("container.prepare", container=container, netns=netns, gid=gid,
-                         dumps=[os.path.abspath(d) for d in dumps])
+        return self.call(
+            "container.prepare",
+            container=container,
+            netns=netns,
+            gid=gid,
+            dumps=[os.path.abspath(d) for d in dumps],
+        )
 
-    def container_resume(self, container: str, *, timeout_ms: float = 5000,
-                         on_event: EventSink | None = None) -> dict[str, Any]:
+    def container_resume(
+        self, container: str, *, timeout_ms: float = 5000, on_event: EventSink | None = None
+    ) -> dict[str, Any]:
         """Let the stopped processes go on, at the destination or as undo: {contexts, qps, ms}."""
-        return self.call("container.resume", container=container, timeout_ms=timeout_ms, on_event=on_event,
-                         timeout_s=timeout_ms / 1e3 + _MARGIN)
+        return self.call(
+            "container.resume",
+            container=container,
+            timeout_ms=timeout_ms,
+            on_event=on_event,
+            timeout_s=timeout_ms / 1e3 + _MARGIN,
+        )
 
     def container_moved(self, container: str, gid: str) -> None:
         """The stopped container runs elsewhere under the address `gid`: point its peers there."""

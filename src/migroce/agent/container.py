@@ -71,8 +71,16 @@ class Node(Protocol):
 class Container:
     """See the module. `directory` is what the container sees at /run/migroce."""
 
-    def __init__(self, node: Node, ident: str, directory: Path, *, path: str | None = None,
-                 gid: bytes = NO_GID, implicit: bool = False) -> None:
+    def __init__(
+        self,
+        node: Node,
+        ident: str,
+        directory: Path,
+        *,
+        path: str | None = None,
+        gid: bytes = NO_GID,
+        implicit: bool = False,
+    ) -> None:
         self.node = node
         self.id = ident
         self.directory = directory
@@ -141,8 +149,11 @@ class Container:
         link.introduced(ctx)
         self.node.save()
         self.node.idle_changed()
-        link.send(Welcome(0, ctx.slot, ctx.qpn_base, ctx.qpn_count, len(socks), 0, self.gid),
-                  [s.fileno() for s in socks], request_id)
+        link.send(
+            Welcome(0, ctx.slot, ctx.qpn_base, ctx.qpn_count, len(socks), 0, self.gid),
+            [s.fileno() for s in socks],
+            request_id,
+        )
         self.changed.set()
 
     def _on_stopped(self, ctx: Context, msg: Stopped, fds: list[int]) -> None:
@@ -351,25 +362,37 @@ class Container:
     def to_json(self) -> dict[str, Any]:
         """For `status`."""
         out: dict[str, Any] = {
-            "id": self.id, "state": self.state.value, "implicit": self.implicit, "netns": self.netns,
-            "gid": gid_text(self.gid) or None, "dir": None if self.implicit else str(self.directory),
+            "id": self.id,
+            "state": self.state.value,
+            "implicit": self.implicit,
+            "netns": self.netns,
+            "gid": gid_text(self.gid) or None,
+            "dir": None if self.implicit else str(self.directory),
             "moved_to": gid_text(self.moved_to) or None,
             "contexts": [c.to_json() for _, c in sorted(self.contexts.items())],
         }
         if self.standin is not None:
             out["standin"] = {
-                "qps": len(self.standin.standin), "sent": self.standin.sent,
-                "send_errors": self.standin.send_errors, "packets": dict(self.standin.standin.counts),
+                "qps": len(self.standin.standin),
+                "sent": self.standin.sent,
+                "send_errors": self.standin.send_errors,
+                "packets": dict(self.standin.standin.counts),
                 "sees_locked_network": self.standin.sees_locked_network,
             }
         return out
 
     def to_state(self) -> dict[str, Any]:
         """For the state file."""
-        return {"id": self.id, "state": self.state.value, "implicit": self.implicit, "netns": self.netns,
-                "gid": gid_text(self.gid), "moved_to": gid_text(self.moved_to),
-                "contexts": [c.to_state() for c in self.contexts.values()],
-                "prepared": [c.to_state() for c in self.prepared]}
+        return {
+            "id": self.id,
+            "state": self.state.value,
+            "implicit": self.implicit,
+            "netns": self.netns,
+            "gid": gid_text(self.gid),
+            "moved_to": gid_text(self.moved_to),
+            "contexts": [c.to_state() for c in self.contexts.values()],
+            "prepared": [c.to_state() for c in self.prepared],
+        }
 
     def from_state(self, state: dict[str, Any]) -> None:
         """Take up where a killed agent was. KeyError, TypeError, ValueError: bad state file."""

@@ -86,23 +86,47 @@ class Context:
     def to_state(self) -> dict[str, Any]:
         """For the state file: of what is under way, where it would begin again."""
         phase = {Phase.STOPPING: Phase.RUNNING, Phase.RESUMING: Phase.STOPPED}.get(self.phase, self.phase)
-        return {"slot": self.slot, "qpn_base": self.qpn_base, "qpn_count": self.qpn_count,
-                "instance": self.instance.hex(), "pid": self.pid, "start": self.start, "comm": self.comm,
-                "gid": self.gid.hex(), "phase": phase.value, "n_qp": self.n_qp}
+        return {
+            "slot": self.slot,
+            "qpn_base": self.qpn_base,
+            "qpn_count": self.qpn_count,
+            "instance": self.instance.hex(),
+            "pid": self.pid,
+            "start": self.start,
+            "comm": self.comm,
+            "gid": self.gid.hex(),
+            "phase": phase.value,
+            "n_qp": self.n_qp,
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Context:
         """The inverse; raises KeyError, TypeError or ValueError."""
-        return cls(int(state["slot"]), int(state["qpn_base"]), int(state["qpn_count"]),
-                   instance=bytes.fromhex(state["instance"]), pid=int(state["pid"]),
-                   start=int(state["start"]), comm=str(state["comm"]), gid=bytes.fromhex(state["gid"]),
-                   phase=Phase(state["phase"]), n_qp=int(state["n_qp"]))
+        return cls(
+            int(state["slot"]),
+            int(state["qpn_base"]),
+            int(state["qpn_count"]),
+            instance=bytes.fromhex(state["instance"]),
+            pid=int(state["pid"]),
+            start=int(state["start"]),
+            comm=str(state["comm"]),
+            gid=bytes.fromhex(state["gid"]),
+            phase=Phase(state["phase"]),
+            n_qp=int(state["n_qp"]),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """For `status`."""
-        return {"slot": self.slot, "qpn_base": self.qpn_base, "qpn_count": self.qpn_count, "pid": self.pid,
-                "comm": self.comm, "state": self.phase.value, "connected": self.link is not None,
-                "qps": self.n_qp}
+        return {
+            "slot": self.slot,
+            "qpn_base": self.qpn_base,
+            "qpn_count": self.qpn_count,
+            "pid": self.pid,
+            "comm": self.comm,
+            "state": self.phase.value,
+            "connected": self.link is not None,
+            "qps": self.n_qp,
+        }
 
     def check_dump(self, data: bytes) -> dump_format.Dump:
         """The dump, if it is this context's. AgentError EBADMSG."""
@@ -112,8 +136,11 @@ class Context:
             raise AgentError(f"{self.name}: {e}", "EBADMSG") from None
         ctx = dump.context
         if ctx.qpn_base != self.qpn_base or ctx.qpn_count != self.qpn_count:
-            raise AgentError(f"{self.name}: its dump is for QPNs {ctx.qpn_base:#x}+{ctx.qpn_count:#x}, "
-                             f"it was given {self.qpn_base:#x}+{self.qpn_count:#x}", "EBADMSG")
+            raise AgentError(
+                f"{self.name}: its dump is for QPNs {ctx.qpn_base:#x}+{ctx.qpn_count:#x}, "
+                f"it was given {self.qpn_base:#x}+{self.qpn_count:#x}",
+                "EBADMSG",
+            )
         return dump
 
 
@@ -128,12 +155,14 @@ def read_memfd(fd: int, length: int, limit: int) -> bytes:
         if not stat.S_ISREG(info.st_mode):
             raise AgentError("the process sent no memory file", "EBADMSG")
         if length > limit or info.st_size < length:
-            raise AgentError(f"the process sent {info.st_size} bytes for a dump of {length} "
-                             f"(at most {limit})", "EBADMSG")
+            raise AgentError(
+                f"the process sent {info.st_size} bytes for a dump of {length} (at most {limit})", "EBADMSG"
+            )
         data = os.pread(fd, length, 0)
     except OSError as e:
-        raise AgentError(f"the process's dump cannot be read: {e.strerror} ({errno_name(e.errno)})",
-                         "EBADMSG") from None
+        raise AgentError(
+            f"the process's dump cannot be read: {e.strerror} ({errno_name(e.errno)})", "EBADMSG"
+        ) from None
     if len(data) != length:
         raise AgentError("the process's dump became shorter while it was read", "EBADMSG")
     return data

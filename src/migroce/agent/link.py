@@ -58,7 +58,8 @@ class Link:
         self.pid, self.uid, _gid = struct.unpack("iII", cred)
         self.pidfd = netns.open_pidfd(self.pid)
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(
-            HELLO_SECONDS, self.close, f"did not introduce itself within {HELLO_SECONDS:g} s")
+            HELLO_SECONDS, self.close, f"did not introduce itself within {HELLO_SECONDS:g} s"
+        )
         self._loop.add_reader(sock.fileno(), self._readable)
 
     def introduced(self, owner: object) -> None:
@@ -144,7 +145,8 @@ def is_dead(pidfd: int) -> bool:
 def _receive(sock: socket.socket, fds: list[int]) -> tuple[bytes, int]:
     """One message and its flags; descriptors are appended to `fds`. (socket.recv_fds ignores flags.)"""
     data, controls, flags, _ = sock.recvmsg(
-        MAX_MESSAGE, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+        MAX_MESSAGE, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+    )
     for level, kind, value in controls:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds += array("i", value[: len(value) & ~3])

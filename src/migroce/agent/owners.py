@@ -47,8 +47,14 @@ class Watch:
 
     def to_json(self) -> dict[str, Any]:
         """For `status` and the state file."""
-        return {"journal": self.journal, "pid": self.pid, "start": self.start, "attempts": self.attempts,
-                "recovering": self.task is not None, "error": self.error}
+        return {
+            "journal": self.journal,
+            "pid": self.pid,
+            "start": self.start,
+            "attempts": self.attempts,
+            "recovering": self.task is not None,
+            "error": self.error,
+        }
 
 
 def _usual_priority() -> None:
@@ -146,8 +152,12 @@ class Owners:
                 if pause:
                     await asyncio.sleep(pause)
             else:
-                log.error("migration %s could not be recovered: %s; run `python -m migroce.migration.recover "
-                          "%s`", watch.journal, watch.error, watch.journal)
+                log.error(
+                    "migration %s could not be recovered: %s; run `python -m migroce.migration.recover %s`",
+                    watch.journal,
+                    watch.error,
+                    watch.journal,
+                )
                 return  # stays in `status` and in the state file: the next agent tries again
             self.end(watch.journal)
         finally:
@@ -159,9 +169,16 @@ class Owners:
         env = {k: v for k, v in os.environ.items() if not k.startswith("MIGROCE_FAULT")}
         try:
             watch.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "migroce.migration.recover", watch.journal, env=env,
-                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT, preexec_fn=_usual_priority)
+                sys.executable,
+                "-m",
+                "migroce.migration.recover",
+                watch.journal,
+                env=env,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                preexec_fn=_usual_priority,
+            )
             out, _ = await watch.process.communicate()
         except OSError as e:
             watch.error = f"cannot be started: {e.strerror}"

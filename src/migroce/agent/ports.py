@@ -89,5 +89,8 @@ class Ports:
         if port.sweep():
             self._sweep_later(port, attempt)
         if port.uncertain and not was_uncertain:
-            log.warning("several processes ended while no agent ran: packets may reach the wrong one of "
-                        "those that are left in network namespace %d", port.key[1])
+            log.warning(
+                "several processes ended while no agent ran: packets may reach the wrong one of "
+                "those that are left in network namespace %d",
+                port.key[1],
+            )

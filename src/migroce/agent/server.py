@@ -124,8 +124,13 @@ class Agent:
     def save(self) -> None:
         """Write the state file."""
         self._drop_empty()
-        self._state.save({"containers": [c.to_state() for c in self.containers.values()],
-                          "ports": self.ports.to_state(), "migrations": self.owners.to_json()})
+        self._state.save(
+            {
+                "containers": [c.to_state() for c in self.containers.values()],
+                "ports": self.ports.to_state(),
+                "migrations": self.owners.to_json(),
+            }
+        )
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
@@ -147,10 +152,15 @@ class Agent:
 
     def status(self) -> dict[str, Any]:
         """Everything at a glance."""
-        return {"version": __version__, "pid": os.getpid(), "node": self.node, "run_dir": str(self.run_dir),
-                "uptime_s": round(asyncio.get_running_loop().time() - self._started, 3),
-                "containers": [c.to_json() for c in self.containers.values()],
-                "migrations": self.owners.to_json()}
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "node": self.node,
+            "run_dir": str(self.run_dir),
+            "uptime_s": round(asyncio.get_running_loop().time() - self._started, 3),
+            "containers": [c.to_json() for c in self.containers.values()],
+            "migrations": self.owners.to_json(),
+        }
 
     def container(self, ident: str) -> Container:
         """A container by id. AgentError ENOENT."""

@@ -116,9 +116,7 @@ class StandIn:
             for qp in dump.qps:
                 if qp.connected and qp.type in _SERVICES:
                     ack_psn = _before(qp.epsn, answered.get(qp.qpn, {}))
-                    self._qps[qp.qpn] = _Qp(
-                        qp, ack_psn, atomics.get(qp.qpn, {}), qp.peer_gid, qp.peer_epoch
-                    )
+                    self._qps[qp.qpn] = _Qp(qp, ack_psn, atomics.get(qp.qpn, {}), qp.peer_gid, qp.peer_epoch)
 
     def __len__(self) -> int:
         return len(self._qps)
@@ -218,9 +216,7 @@ class StandIn:
             qp.peer_gid, qp.peer_epoch = meh.gid, meh.epoch
         return True
 
-    def _ack(
-        self, qp: _Qp, psn: int, syndrome: int, orig: int | None = None, opcode: int = Op.ACK
-    ) -> Reply:
+    def _ack(self, qp: _Qp, psn: int, syndrome: int, orig: int | None = None, opcode: int = Op.ACK) -> Reply:
         record = qp.record
         service = _SERVICES[record.type]
         if service == SVC_UC:  # which has none: as in the announcement (docs/protocol.md, 1)
@@ -228,8 +224,12 @@ class StandIn:
         if orig is not None:
             opcode = Op.ATOMIC_ACK
         opcode += service
-        return _reply(qp, Packet(opcode, record.peer_qpn, psn, capable=True,
-                                 aeth=Aeth(syndrome, record.msn), atomic_orig=orig))
+        return _reply(
+            qp,
+            Packet(
+                opcode, record.peer_qpn, psn, capable=True, aeth=Aeth(syndrome, record.msn), atomic_orig=orig
+            ),
+        )
 
     def _resume(self, qp: _Qp, gid: bytes) -> Reply:
         record = qp.record

@@ -69,8 +69,9 @@ class _Train:
 class StandInIO:
     """Runs a `StandIn` on a stopped container's sockets until `close`, which leaves them as they were."""
 
-    def __init__(self, standin: StandIn, netns_fd: int, slots: Iterable[int],
-                 sockets: Sequence[socket.socket]) -> None:
+    def __init__(
+        self, standin: StandIn, netns_fd: int, slots: Iterable[int], sockets: Sequence[socket.socket]
+    ) -> None:
         self.standin = standin
         self.sent = 0
         self.send_errors = 0

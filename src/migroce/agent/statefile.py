@@ -48,8 +48,9 @@ class StateFile:
             fresh.rename(self.path)
             self._last = data
         except OSError as e:
-            log.warning("%s cannot be written (%s): a crash of the agent would not be survived",
-                        self.path, e.strerror)
+            log.warning(
+                "%s cannot be written (%s): a crash of the agent would not be survived", self.path, e.strerror
+            )
 
     def remove(self) -> None:
         """There is nothing to remember."""

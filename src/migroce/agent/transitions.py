@@ -47,8 +47,9 @@ async def stop(c: Container, dump_dir: Path, seconds: float, event: EventSink) -
             raise AgentError("processes outside containers cannot be stopped", "EINVAL")
         if c.state is not State.RUNNING:
             already = c.state is State.STOPPED
-            raise AgentError(f"container {c.id} is {c.state.value}, not running",
-                             "EALREADY" if already else "EBUSY")
+            raise AgentError(
+                f"container {c.id} is {c.state.value}, not running", "EALREADY" if already else "EBUSY"
+            )
         loop = asyncio.get_running_loop()
         start = loop.time()
         await _wait_complete(c, start + seconds, "has no connection to the agent")
@@ -65,8 +66,12 @@ async def stop(c: Container, dump_dir: Path, seconds: float, event: EventSink) -
         c.node.save()
         for ctx in dumps:
             event({"event": "stopped", "slot": ctx.slot, "pid": ctx.pid, "qps": ctx.n_qp})
-        return {"contexts": len(dumps), "qps": sum(ctx.n_qp for ctx in dumps), "dumps": paths,
-                "ms": (loop.time() - start) * 1e3}
+        return {
+            "contexts": len(dumps),
+            "qps": sum(ctx.n_qp for ctx in dumps),
+            "dumps": paths,
+            "ms": (loop.time() - start) * 1e3,
+        }
 
 
 async def _wait_complete(c: Container, deadline: float, what: str) -> None:
@@ -128,8 +133,9 @@ def _start_standin(c: Container, dump_dir: Path, dumps: dict[Context, bytes]) ->
             for target in (path, kept / path.name):
                 _write_private(target, data)
     except OSError as e:
-        raise AgentError(f"cannot write the dump to {e.filename or dump_dir}: {e.strerror}",
-                         errno_name(e.errno)) from None
+        raise AgentError(
+            f"cannot write the dump to {e.filename or dump_dir}: {e.strerror}", errno_name(e.errno)
+        ) from None
     return paths
 
 
@@ -208,8 +214,11 @@ async def resume(c: Container, seconds: float, event: EventSink) -> dict[str, An
                 break
             if loop.time() - start >= seconds:
                 who = ", ".join(x.name + (f", last error: {x.error}" if x.error else "") for x in missing)
-                raise AgentError(f"{len(missing)} of {len(c.contexts)} processes did not come back within "
-                                 f"{seconds:g} s: {who}", "ETIMEDOUT")
+                raise AgentError(
+                    f"{len(missing)} of {len(c.contexts)} processes did not come back within "
+                    f"{seconds:g} s: {who}",
+                    "ETIMEDOUT",
+                )
             await _wait_change(c, start + seconds - loop.time())
             _forget_dead(c)
         c.state = State.RUNNING

@@ -147,9 +147,7 @@ for: peers wait.
         """Run the container of a checkpoint on a node; its connections go on."""
         from migroce.migration import api
 
-        _run(
-            lambda progress: api.restore(on, directory, ip=ip, force=force, progress=progress), json_output
-        )
+        _run(lambda progress: api.restore(on, directory, ip=ip, force=force, progress=progress), json_output)
 
     @app.command(rich_help_panel=PANEL)
     def recover(

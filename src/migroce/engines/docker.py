@@ -82,7 +82,12 @@ class DockerEngine:
     def about(self) -> Json:
         """`docker info`."""
         with _said("docker"):
-            return dict(self.api.info())
+            about = dict(self.api.info())
+            # After a reload it says what daemon.json says; checkpoints need it on since dockerd's start.
+            ping = self.api._get(self.api._url("/_ping"))
+            if ping.headers.get("Docker-Experimental") == "false":
+                about["ExperimentalBuild"] = False
+            return about
 
     @property
     def root(self) -> Path:

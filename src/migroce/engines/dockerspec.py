@@ -112,7 +112,7 @@ def check_release(node: str, about: Mapping[str, Any], networks: Mapping[str, st
         raise EngineError("check", reason, f"install another release there ({WORKING})")
     if not about.get("ExperimentalBuild"):
         reason = f"Docker on {node} does not restore checkpoints: its experimental features are off"
-        raise EngineError("check", reason, "run `migroce setup docker` there")
+        raise EngineError("check", reason, "run `migroce setup docker` there; it says how to go on")
 
 
 def volumes(found: Mapping[str, Any]) -> list[Volume]:

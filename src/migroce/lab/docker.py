@@ -308,9 +308,7 @@ def _load(ctx: NodeContext, docker: Docker, saved: Path | None) -> None:
         call(ctx, docker, "load", "-q", "-i", str(saved))
 
 
-def _swarm(
-    contexts: Mapping[str, NodeContext], docker: Docker, underlay: Callable[[str], str]
-) -> None:
+def _swarm(contexts: Mapping[str, NodeContext], docker: Docker, underlay: Callable[[str], str]) -> None:
     (first, manager), *others = contexts.items()
     if call(manager, docker, "info", "--format", "{{.Swarm.LocalNodeState}}") != "active":
         call(manager, docker, "swarm", "init", "--advertise-addr", underlay(first))
@@ -340,4 +338,3 @@ def withdraw(lab: str, state: Path) -> None:
             if each in _SHARED:
                 with contextlib.suppress(OSError):
                     Path(each).rmdir()
-

@@ -215,9 +215,7 @@ class Restore:
                 with self._phase("resume"):
                     away = origin if not same else None
                     if away is not None and self._ip:
-                        away.call(
-                            "agent", method="container_moved", container=what.container, gid=self._ip
-                        )
+                        away.call("agent", method="container_moved", container=what.container, gid=self._ip)
                     elif away is not None:
                         away.call("delete", container=what.container)
                     self._plugged = True

@@ -33,9 +33,7 @@ class Row:
     """Packets per second."""
 
 
-def rows(
-    before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, Any]], seconds: float
-) -> list[Row]:
+def rows(before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, Any]], seconds: float) -> list[Row]:
     """The processes in `now`, the busiest first; `before` and `now` as `migroce ps --json` has containers.
 
     A process that was moved between the two looks goes on: its counters move along.

@@ -132,9 +132,7 @@ def _spawn(line: CommandLine, env: dict[str, str] | None = None, err: int = 2) -
     program = runtime()
     actions = [(os.POSIX_SPAWN_DUP2, err, 2)] if err != 2 else []
     try:
-        pid = os.posix_spawnp(
-            program, [program, *line.args], env or dict(os.environ), file_actions=actions
-        )
+        pid = os.posix_spawnp(program, [program, *line.args], env or dict(os.environ), file_actions=actions)
     except OSError as exc:
         raise MigroceError(f"{program} cannot be run: {exc.strerror}; install runc") from exc
     while True:
