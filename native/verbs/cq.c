@@ -9,6 +9,11 @@
 #define BUSY_POLLS 8u
 
 #define STAMPS (IBV_WC_EX_WITH_COMPLETION_TIMESTAMP | IBV_WC_EX_WITH_COMPLETION_TIMESTAMP_WALLCLOCK)
+/*
+ * Granted at least. Hardware rounds up, too, and there are programs that live by it: perftest's ib_send_lat -e asks for
+ * one, takes one after each event, and an event may be the other queue's. An overrun would end its QP.
+ */
+#define CQE_MIN 16u
 #define WC_FLAGS ((uint64_t)(IBV_WC_STANDARD_FLAGS | STAMPS))
 
 static struct mgv_cq *cq_create(struct ibv_context *c, uint32_t cqe, void *cq_context,
@@ -28,7 +33,7 @@ static struct mgv_cq *cq_create(struct ibv_context *c, uint32_t cqe, void *cq_co
 	mgv_list_init(&cq->ready);
 	cq->dev = ctx->dev;
 	mg_device_lock(ctx->dev);
-	err = mg_cq_create(ctx->dev->engine, cqe, cq, &cq->mg);
+	err = mg_cq_create(ctx->dev->engine, cqe < CQE_MIN ? CQE_MIN : cqe, cq, &cq->mg);
 	if (!err && stamps) {
 		err = mg_cq_stamp(cq->mg);
 		if (err)

@@ -252,3 +252,82 @@ def test_a_dead_qp_is_silent_and_flushes_what_is_posted() -> None:
             (3, WcStatus.WR_FLUSH_ERR),
         ]
         assert w.stats().sent == sent
+
+
+def _sent(w: Pair, op: int) -> list[int]:
+    """PSNs of a's packets of this kind, relative to its first; captured by a rule before."""
+    first = w.a.path.sq_psn
+    psns = [int.from_bytes(p.data[9:12], "big") for p in w.captured() if p.data[0] == op]
+    return [(psn - first) & 0xFFFFFF for psn in psns]
+
+
+def test_a_peer_without_the_extension_gets_the_standards_time() -> None:
+    """A slow peer is not drowned in repetitions."""
+    with Pair(link=Link(strip=1), timeout=14) as w:
+        w.go(5 * S)
+        w.b.recv(1, 8)
+        w.rule(Action.DROP, ACK, src=1, count=1)
+        w.a.send(1, b"tail")
+        w.go(timeout_ns(14) - 1 * MS)
+        assert w.a.engine.counters()["retransmits"] == 0
+        w.go(2 * MS)
+        assert w.a.engine.counters()["retransmits"] == 1
+        assert w.a.done() == [(1, 0)]
+
+
+def test_a_peer_that_turns_out_to_be_ours_is_not_waited_for_so_long() -> None:
+    """What was sent before it was ready comes again soon after its announcement."""
+    with Pair(connect=False, timeout=14) as w:
+        w.a.qp.connect(w.a.path)
+        w.a.send(1, b"early")
+        w.go(1 * MS)
+        w.b.qp.connect(w.b.path, QpState.RTS)
+        w.b.recv(1, 8)
+        w.go(15 * MS)
+        assert w.a.done() == [(1, 0)]
+
+
+def test_empty_requests_wait_for_data_of_a_peer_without_the_extension() -> None:
+    """rdma_rxe refuses a repeated READ when what it executed last was empty."""
+    with Pair(link=Link(strip=1), timeout=14) as w:
+        w.go(5 * S)
+        source = w.b.put(b"source!!")
+        w.rule(Action.CAPTURE, (READ_REQ, READ_REQ), src=0)
+        w.rule(Action.CAPTURE, (WRITE_ONLY, WRITE_ONLY), src=0)
+        w.rule(Action.DROP, (13, 16), src=1, count=1)
+        got = w.a.read(1, 8, source, w.b)
+        w.a.write(2, b"", source, w.b)
+        w.go(10 * MS)
+        assert _sent(w, WRITE_ONLY) == []
+        w.go(1 * S)
+        assert w.a.done() == [(1, 0), (2, 0)]
+        assert _sent(w, READ_REQ) == [0, 0]
+        assert _sent(w, WRITE_ONLY) == [1]
+        assert w.a.get(got) == b"source!!"
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_an_empty_read_needs_no_answer_of_its_own(later: bool) -> None:
+    """rdma_rxe does not answer a repeated one; an acknowledgement of what follows does."""
+    with Pair(link=Link(strip=1)) as w:
+        w.go(5 * S)
+        source = w.b.space(8)
+        w.rule(Action.DROP, (13, 16), src=1)  # never
+        if later:
+            w.rule(Action.DROP, ACK, src=1, count=1)  # the first one, too
+        w.a.read(1, 0, source, w.b)
+        w.a.write(2, b"follows", source, w.b)
+        w.go(5 * S)
+        assert w.a.done() == [(1, 0), (2, 0)]
+        assert w.b.get(source)[:7] == b"follows"
+
+
+def test_a_peer_without_the_extension_is_not_asked_again() -> None:
+    """An announcement that comes between a READ's answers would break rdma_rxe's QP."""
+    with Pair(link=Link(strip=1)) as w:
+        source = w.b.put(bytes(200) * 100)
+        w.rule(Action.CAPTURE, ACK, src=1)
+        w.a.read(1, 20000, source, w.b)
+        w.go(5 * S)
+        assert w.a.done() == [(1, 0)]
+        assert w.captured() == []
