@@ -67,6 +67,27 @@ bool mgc_any(const struct sockaddr *sa)
 	       IN6_IS_ADDR_UNSPECIFIED(&((const struct sockaddr_in6 *)(const void *)sa)->sin6_addr);
 }
 
+/*
+ * As the kernel has it (cma_any_addr): loopback addresses mean any of ours, unless the device has that very
+ * one. libfabric looks for devices by binding to "localhost".
+ */
+static bool any_of_ours(struct mg_device *dev, const struct sockaddr *sa)
+{
+	const struct in6_addr *a6 = &((const struct sockaddr_in6 *)(const void *)sa)->sin6_addr;
+	struct mg_addr gid;
+
+	if (mgc_any(sa))
+		return true;
+	if (sa->sa_family == AF_INET) {
+		if (ntohl(((const struct sockaddr_in *)(const void *)sa)->sin_addr.s_addr) >> 24 !=
+		    IN_LOOPBACKNET)
+			return false;
+	} else if (!IN6_IS_ADDR_LOOPBACK(a6)) {
+		return false;
+	}
+	return mgc_gid_of(sa, &gid) && mgc_gid_index(dev, &gid) == MGC_NO_GID;
+}
+
 /* The port is at the same place in both families. */
 uint16_t mgc_port(const struct sockaddr *sa)
 {
@@ -180,7 +201,11 @@ static int bind_id(struct mgc_id *id, const struct sockaddr *addr)
 		return EINVAL;
 	memcpy(&sa, addr, mgc_len(addr));
 	mgc_gid_of(addr, &want);
-	if (!mgc_any(addr)) {
+	if (any_of_ours(id->dev, addr)) {
+		memset(&sa, 0, sizeof(sa));
+		sa.ss_family = addr->sa_family;
+		mgc_set_port((struct sockaddr *)&sa, mgc_port(addr));
+	} else {
 		if (mgc_gid_index(id->dev, &want) == MGC_NO_GID)
 			return EADDRNOTAVAIL;
 		err = mgc_attach(id);
@@ -191,7 +216,7 @@ static int bind_id(struct mgc_id *id, const struct sockaddr *addr)
 	if (!mgc_port(addr))
 		err = pick_port(id, (struct sockaddr *)&sa);
 	else
-		err = port_taken(id, addr, mgc_port(addr)) ? EADDRINUSE : 0;
+		err = port_taken(id, (struct sockaddr *)&sa, mgc_port(addr)) ? EADDRINUSE : 0;
 	if (!err) {
 		memcpy(&id->ib.route.addr.src_storage, &sa, sizeof(sa));
 		id->state = MGC_BOUND;
@@ -264,7 +289,7 @@ MGC_EXPORT int rdma_resolve_addr(struct rdma_cm_id *ib, struct sockaddr *src, st
 		mgc_gid_of(&ib->route.addr.src_addr, &own);
 	else if (!source_for(id->dev, dst, &own))
 		err = ENODEV;
-	if (!err && mgc_any(dst)) /* this machine, as everywhere */
+	if (!err && any_of_ours(id->dev, dst)) /* this machine, as everywhere */
 		mgc_sockaddr(own.gid, mgc_port(dst), &to);
 	/* As the kernel: no route is told at once, a device that is not there by the event. */
 	if (!err && mg_gid_is_v4(own.gid) != (to.ss_family == AF_INET))

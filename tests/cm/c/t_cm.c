@@ -118,6 +118,10 @@ static void ports_are_given_and_kept(void)
 	FAILS(rdma_bind_addr(b, addr_of("127.0.0.1", ntohs(rdma_get_src_port(a)))), EADDRINUSE);
 	FAILS(rdma_bind_addr(b, addr_of("0.0.0.0", ntohs(rdma_get_src_port(a)))), EADDRINUSE);
 	FAILS(rdma_bind_addr(b, addr_of("192.0.2.1", PORT)), EADDRNOTAVAIL); /* nobody's here */
+	CHECK_EQ(rdma_bind_addr(b, addr_of("127.0.0.2", 0)), 0); /* loopback: any of ours, as in the kernel */
+	CHECK(rdma_get_src_port(b) != 0);
+	drop(b);
+	b = new_id(RDMA_PS_TCP);
 	CHECK_EQ(rdma_bind_addr(u, addr_of("127.0.0.1", ntohs(rdma_get_src_port(a)))), 0);
 	CHECK_EQ(rdma_set_option(b, RDMA_OPTION_ID, RDMA_OPTION_ID_REUSEADDR, &on, sizeof(on)), 0);
 	FAILS(rdma_bind_addr(b, addr_of("127.0.0.1", ntohs(rdma_get_src_port(a)))), EADDRINUSE);
