@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from verbs_pair import ADDRESSES
+from verbs_programs import sanitized
 
 from migroce.agent import netns
 
@@ -21,6 +22,9 @@ from cm_programs import CmPair, Preload, command  # noqa: E402
 from wire_annex import Seen, Tap, faults, icrc, roce, tshark_complaints  # noqa: E402
 from wire_pcap import CAPTURES, frames  # noqa: E402
 
+pytestmark = pytest.mark.skipif(
+    sanitized(), reason="test_programs.py runs them sanitized; that changes no byte that is sent"
+)
 PORT = 18515
 NO_CLOCK = "Correlation coefficient r^2"
 """What perftest says, and gives up, when a busy machine kept it from measuring the clock."""
