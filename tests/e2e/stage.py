@@ -27,19 +27,19 @@ PATIENCE = 60.0
 """Seconds that anything may take on a loaded machine."""
 
 
-class Waited(AssertionError):
+class NotSeenError(AssertionError):
     """What a test waited for did not come."""
 
 
 def wait_for(what: str, look: Callable[[], T | None], seconds: float = PATIENCE) -> T:
-    """Look until there is something (true) to see; it. Raises Waited after `seconds`."""
+    """Look until there is something (true) to see; it. Raises NotSeenError after `seconds`."""
     end = time.monotonic() + seconds
     while True:
         found = look()
         if found:
             return found
         if time.monotonic() > end:
-            raise Waited(f"waited {seconds:.0f} s for {what}")
+            raise NotSeenError(f"waited {seconds:.0f} s for {what}")
         time.sleep(0.02)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 from tests.e2e.perftest import PROGRAMS, Run, Sizes, start
-from tests.e2e.stage import Box, Stage, Waited
+from tests.e2e.stage import Box, Stage, NotSeenError
 
 from migroce.errors import MigroceError
 
@@ -26,7 +26,7 @@ def moved(stage: Stage, sizes: Sizes, program: str, who: str) -> Run:
             box.move()
             box.wait_for_traffic(20)
             return run
-        except (MigroceError, Waited):
+        except (MigroceError, NotSeenError):
             if run.client.info()["status"] != "exited":
                 raise
             run.finish()
