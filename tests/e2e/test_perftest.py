@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 from tests.e2e.perftest import PROGRAMS, Run, Sizes, start
-from tests.e2e.stage import Box, Stage, NotSeenError
+from tests.e2e.stage import Box, NotSeenError, Stage
 
 from migroce.errors import MigroceError
 
