@@ -86,5 +86,52 @@ def loss(received: int | None = None, sent: int | None = None) -> Iterator[None]
         _nft(f"delete table inet {_TABLE}\n")
 
 
+@contextlib.contextmanager
+def loss_on_the_cable(every: int | None) -> Iterator[None]:
+    """Lose every `every`th RoCE packet between a lab and the machine, in each direction; None: none."""
+    if every is None:
+        yield
+        return
+    rules = [
+        f'add rule bridge {_TABLE} forward iifname "{port}" ether type ip udp dport 4791'
+        f" numgen inc mod {every} == {every - 1} counter drop\n"
+        for port in (TAP, "cable0")
+    ]
+    chain = f"add chain bridge {_TABLE} forward {{ type filter hook forward priority 0; }}\n"
+    _nft(f"add table bridge {_TABLE}\n{chain}{''.join(rules)}")
+    try:
+        yield
+        listed = subprocess.run(
+            ["nft", "list", "table", "bridge", _TABLE], check=True, capture_output=True, text=True
+        ).stdout
+        assert listed.count("counter packets 0 ") == 0, f"nothing was lost: {listed}"
+    finally:
+        _nft(f"delete table bridge {_TABLE}\n")
+
+
+@contextlib.contextmanager
+def damage(first: int, bits: int, value: int, *, every: int) -> Iterator[None]:
+    """Overwrite bits (counted from the UDP header's first) of every `every`th RoCE packet, both ways.
+
+    Of a train (UDP segmentation) the first packet is damaged.
+    """
+    table = f"{_TABLE}_damage"
+    rules = [
+        f"add chain inet {table} {hook} {{ type filter hook {hook} priority 0; }}\n"
+        f"add rule inet {table} {hook} udp dport 4791 numgen inc mod {every} == {every - 1}"
+        f" counter @th,{first},{bits} set {value:#x}\n"
+        for hook in ("input", "output")
+    ]
+    _nft(f"add table inet {table}\n{''.join(rules)}")
+    try:
+        yield
+        listed = subprocess.run(
+            ["nft", "list", "table", "inet", table], check=True, capture_output=True, text=True
+        ).stdout
+        assert listed.count("counter packets 0 ") == 0, f"nothing was damaged: {listed}"
+    finally:
+        _nft(f"delete table inet {table}\n")
+
+
 def _nft(script: str) -> None:
     subprocess.run(["nft", "-f", "-"], input=script, text=True, check=True)

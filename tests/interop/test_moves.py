@@ -11,13 +11,15 @@ The peer knows nothing of us: the stand-in has to hold it with the standard's ow
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.e2e.stage import Stage, wait_for
+from tests.e2e.stage import Stage, built, wait_for
 from tests.interop import net
 from tests.interop.ends import Kernels, Ours
 from tests.interop.guest import Ended, Guest
@@ -28,6 +30,9 @@ from migroce.migration.api import checkpoint, restore
 PORT = 18515
 AWAY = 10.0
 """Seconds of a long stop: many times the peer's retry timeout (7 times 67 ms)."""
+MGCHECK = "/usr/local/bin/mgcheck"
+CHECK = f"{MGCHECK} --no-fence --stall 60 --rate 200 --seconds 600"
+"""It ends when the container's end is told to, and takes the other along."""
 
 
 @pytest.fixture(scope="module")
@@ -64,26 +69,62 @@ def _gid_index(guest: Guest) -> str:
 
 
 class Pair:
-    """A program between a container on node-a and the emulated machine."""
+    """A program between a container on node-a and the emulated machine.
 
-    def __init__(self, stage: Stage, kernels: Kernels, command: str, container: str) -> None:
+    `idle`: mgcheck connects and then waits until `go`.
+    """
+
+    def __init__(
+        self, stage: Stage, kernels: Kernels, command: str, container: str, *, idle: bool = False
+    ) -> None:
         argv = [*command.split(), "-d", "rxe0"]
         ours, theirs = [*argv, "-x", "1"], [*argv, "-x", _gid_index(kernels.guest)]
+        files = {MGCHECK: str(built("tests/workload/mgcheck"))} if argv[0] == MGCHECK else {}
+        if files:
+            ours += ["--progress", "/progress"]
+        if idle:
+            ours += ["--idle-until", "/go"]
         if container == "server":
-            self.box = stage.box("server", "a", ours)
+            self.box = stage.box("server", "a", ours, files=files)
             wait_for("the server", self._box_listens)
             self.peer = kernels.start([*theirs, self.box.ip])
         else:
             self.peer = kernels.start(theirs)
             assert kernels.listens(PORT, 60)
-            self.box = stage.box("client", "a", [*ours, net.LAB])
-        self.box.wait_for_traffic()
+            self.box = stage.box("client", "a", [*ours, net.LAB], files=files)
+        if not idle:
+            self.box.wait_for_traffic()
 
     def _box_listens(self) -> bool:
         pid = self.box.info()["pid"]
         assert pid is not None, self.box.log()
         lines = Path(f"/proc/{pid}/net/tcp").read_text() + Path(f"/proc/{pid}/net/tcp6").read_text()
         return any(f[1].endswith(f":{PORT:04X}") and f[3] == "0A" for f in map(str.split, lines.splitlines()))
+
+    def progress(self) -> dict[str, Any]:
+        """The counters of the container's mgcheck."""
+        if self.box.info()["status"] == "exited":
+            pytest.fail(f"mgcheck has ended: {self.box.log()}")
+        try:
+            return dict(json.loads(self.box.file("/progress").read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def go(self) -> None:
+        """Let an idle mgcheck begin."""
+        self.box.file("/go").touch()
+
+    def verify_more(self, messages: int = 200) -> None:
+        """Wait until so many more messages of the peer's were received and compared."""
+        before = int(self.progress().get("received", 0))
+        wait_for(f"{messages} more messages", lambda: self.progress().get("received", 0) >= before + messages)
+
+    def finish_check(self) -> None:
+        """End mgcheck; see that neither end found anything wrong."""
+        self.box.kill("TERM")
+        self.finish()
+        verdict = json.loads(self.box.log().strip().splitlines()[-1])
+        assert verdict["errors"] == 0
 
     def finish(self) -> None:
         """See both end well."""
@@ -98,7 +139,10 @@ sides = pytest.mark.parametrize("container", ["server", "client"])
 
 @pytest.mark.timeout(300)
 @sides
-@pytest.mark.parametrize("command", ["ib_send_bw", "ib_send_bw -b", "ib_write_bw", "ib_read_bw"])
+@pytest.mark.parametrize(
+    "command",
+    ["ib_send_bw", "ib_send_bw -b", "ib_write_bw", "ib_read_bw", "ib_send_bw -q 4", "ib_write_bw -q 4"],
+)
 def test_an_unmodified_peer_survives_a_move_there_and_back(
     command: str, container: str, stage: Stage, ends: tuple[Ours, Kernels]
 ) -> None:
@@ -113,7 +157,7 @@ def test_an_unmodified_peer_survives_a_move_there_and_back(
 
 @pytest.mark.timeout(300)
 @sides
-@pytest.mark.parametrize("command", ["ib_send_bw"])
+@pytest.mark.parametrize("command", ["ib_send_bw", "ib_write_bw", "ib_read_bw"])
 def test_an_unmodified_peer_waits_for_a_container_that_is_away_for_long(
     command: str, container: str, stage: Stage, ends: tuple[Ours, Kernels], tmp_path: Path
 ) -> None:
@@ -122,5 +166,58 @@ def test_an_unmodified_peer_waits_for_a_container_that_is_away_for_long(
     time.sleep(AWAY)  # the length of the stop is what is tested
     restore(stage.lab.node("b"), tmp_path / "saved")
     pair.box.home = "node-b"
+    pair.box.wait_for_traffic()
+    pair.finish()
+
+
+@pytest.mark.timeout(300)
+@sides
+@pytest.mark.parametrize("lost", [None, 100], ids=["no loss", "1 % lost"])
+def test_every_byte_is_right_across_moves(
+    lost: int | None, container: str, stage: Stage, ends: tuple[Ours, Kernels]
+) -> None:
+    with net.loss_on_the_cable(lost):
+        pair = Pair(stage, ends[1], f"{CHECK} --qps 4", container)
+        pair.verify_more()
+        for _ in range(2):
+            pair.box.move()
+            pair.verify_more()
+        pair.finish_check()
+
+
+@pytest.mark.timeout(300)
+@sides
+def test_every_byte_is_right_after_a_long_absence(
+    container: str, stage: Stage, ends: tuple[Ours, Kernels], tmp_path: Path
+) -> None:
+    pair = Pair(stage, ends[1], f"{CHECK} --qps 4", container)
+    pair.verify_more()
+    checkpoint(pair.box.node, pair.box.name, tmp_path / "saved")
+    time.sleep(AWAY)  # the length of the stop is what is tested
+    restore(stage.lab.node("b"), tmp_path / "saved")
+    pair.box.home = "node-b"
+    pair.verify_more()
+    pair.finish_check()
+
+
+@pytest.mark.timeout(300)
+def test_a_connection_that_was_idle_across_moves_is_whole(stage: Stage, ends: tuple[Ours, Kernels]) -> None:
+    pair = Pair(stage, ends[1], f"{CHECK} --qps 4", "client", idle=True)
+    wait_for("the connection", lambda: pair.progress().get("state") == "idle")
+    pair.box.move()
+    pair.box.move()
+    assert pair.progress().get("received", 0) == 0
+    pair.go()
+    pair.verify_more()
+    pair.finish_check()
+
+
+@pytest.mark.timeout(300)
+@sides
+def test_uc_goes_on_after_a_move(container: str, stage: Stage, ends: tuple[Ours, Kernels]) -> None:
+    pair = Pair(stage, ends[1], "ib_write_bw -c UC -s 1024 -D 30", container)
+    pair.box.move()
+    pair.box.wait_for_traffic()  # it has not ended before
+    pair.box.move()
     pair.box.wait_for_traffic()
     pair.finish()
