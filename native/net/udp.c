@@ -24,7 +24,7 @@
 #define UDP_GRO 104
 #endif
 
-#define MG_RCVBUF (8 << 20)
+#define MG_RCVBUF (64 << 20) /* what UC and UD may have under way: nothing holds their senders back */
 #define MG_SNDBUF (4 << 20)
 
 #ifndef IPV6_MULTICAST_ALL

@@ -27,7 +27,7 @@ from migroce.agent.slots import SlotTable
 from migroce.control import SLOT_SHIFT
 from migroce.icrc import ROCE_PORT
 
-RCVBUF = 8 << 20
+RCVBUF = 64 << 20  # what UC and UD may have under way: nothing holds their senders back
 SNDBUF = 4 << 20
 
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
