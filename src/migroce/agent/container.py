@@ -157,11 +157,13 @@ class Container:
         self.changed.set()
 
     def _on_stopped(self, ctx: Context, msg: Stopped, fds: list[int]) -> None:
+        if ctx.phase is not Phase.STOPPING:  # never asked for, or too late: it comes back by itself
+            return
         try:
             if msg.status:
                 ctx.phase = Phase.RUNNING
                 raise AgentError(f"{ctx.name} could not stop: {os.strerror(msg.status & 0xFFFF)}")
-            ctx.phase = Phase.STOPPED  # if too late, it comes back by itself
+            ctx.phase = Phase.STOPPED
             ctx.n_qp = msg.n_qp
             if len(fds) != 1 or not msg.dump_len:
                 raise AgentError(f"{ctx.name} sent {len(fds)} descriptors for its dump", "EBADMSG")

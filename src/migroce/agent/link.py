@@ -30,6 +30,7 @@ HELLO_SECONDS = 5.0
 MAX_LINKS = 256
 """Connections per listening socket: 64 slots, the rest for those that come and go."""
 _BATCH = 16
+_HUNG_UP = (errno.EPIPE, errno.ECONNRESET)
 
 
 class Handler(Protocol):
@@ -74,14 +75,19 @@ class Link:
         return self.pidfd is not None and is_dead(self.pidfd)
 
     def send(self, msg: Message, fds: Sequence[int] = (), request_id: int = 0) -> bool:
-        """Send a message; False (and the link is closed) when that cannot be done at once."""
+        """Send a message; False when that cannot be done at once, and the link is closed.
+
+        Not when the other end has hung up: what it said before (STOPPED, say) is still to be read, and
+        its end after that.
+        """
         if self.closed:
             return False
         try:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
             self._sock.sendmsg([encode(msg, request_id)], rights, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         except OSError as e:
-            self.close(f"cannot be written to: {e.strerror}")
+            if e.errno not in _HUNG_UP:
+                self.close(f"cannot be written to: {e.strerror}")
             return False
         return True
 
@@ -120,7 +126,9 @@ class Link:
         except BlockingIOError:
             return False
         except OSError as e:
-            self.close("" if e.errno == errno.ECONNRESET else f"failed: {e.strerror}")
+            if e.errno == errno.ECONNRESET:  # it left something of ours unread; what it sent is behind this
+                return True
+            self.close(f"failed: {e.strerror}")
             return False
         except ControlError as e:
             self.close(str(e))
