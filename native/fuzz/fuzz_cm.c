@@ -158,7 +158,7 @@ static void serve(unsigned side, unsigned how)
 }
 
 /* Any of the calls a program can make, in place or not. */
-static void call(unsigned side, struct mg_cm_conn **slot, unsigned what)
+static void call(struct mg_cm_conn **slot, unsigned what)
 {
 	struct mg_cm_msg m = {.qpn = 9, .qkey = 7};
 	struct mg_cm_conn *c = *slot;
@@ -179,7 +179,6 @@ static void call(unsigned side, struct mg_cm_conn **slot, unsigned what)
 		mg_cm_conn_destroy(c, w.now);
 		break;
 	}
-	(void)side;
 	FUZZ_CHECK(err == 0 || err == EINVAL || err == EISCONN);
 }
 
@@ -274,7 +273,7 @@ static void command(struct fuzz_in *in)
 	case 5: request(side, fuzz_u8(in), false); break;
 	case 6: request(side, fuzz_u8(in), true); break;
 	case 7: serve(side, arg); break;
-	case 8: call(side, &w.owned[side][arg % OWNED], fuzz_u8(in)); break;
+	case 8: call(&w.owned[side][arg % OWNED], fuzz_u8(in)); break;
 	case 9:
 		w.now += fuzz_u16(in) * (arg & 1 ? SECOND / 1000 : SECOND / 100);
 		mg_cm_timer(w.cm[side], w.now);

@@ -99,15 +99,33 @@ void mgc_set_port(struct sockaddr *sa, uint16_t port)
 	((struct sockaddr_in *)(void *)sa)->sin_port = htons(port);
 }
 
+static unsigned index_in(const struct mg_port *port, const struct mg_addr *gid)
+{
+	for (unsigned i = 0; i < port->n_gid; i++)
+		if (!memcmp(port->gid[i].gid, gid->gid, sizeof(gid->gid)))
+			return i;
+	return MGC_NO_GID;
+}
+
 unsigned mgc_gid_index(struct mg_device *dev, const struct mg_addr *gid)
 {
 	struct mg_port port;
 
 	mgv_port(dev, &port);
-	for (unsigned i = 0; i < port.n_gid; i++)
-		if (!memcmp(port.gid[i].gid, gid->gid, sizeof(gid->gid)))
-			return i;
-	return MGC_NO_GID;
+	return index_in(&port, gid);
+}
+
+struct ibv_ah_attr mgc_ah_attr(const struct mgc_id *id, const struct mg_addr *own, const struct mg_addr *dst)
+{
+	unsigned index = index_in(&id->dev->port, own);
+	struct ibv_ah_attr a = {.is_global = 1, .port_num = 1};
+
+	memcpy(a.grh.dgid.raw, dst->gid, sizeof(dst->gid));
+	if (index != MGC_NO_GID)
+		a.grh.sgid_index = (uint8_t)index;
+	a.grh.hop_limit = 64;
+	a.grh.traffic_class = id->tos;
+	return a;
 }
 
 /*
@@ -292,16 +310,14 @@ MGC_EXPORT int rdma_resolve_addr(struct rdma_cm_id *ib, struct sockaddr *src, st
 	if (!err && any_of_ours(id->dev, dst)) /* this machine, as everywhere */
 		mgc_sockaddr(own.gid, mgc_port(dst), &to);
 	/* As the kernel: no route is told at once, a device that is not there by the event. */
-	if (!err && mg_gid_is_v4(own.gid) != (to.ss_family == AF_INET))
-		return mgc_err(EINVAL);
 	if (!err) {
-		int no_route = reachable(id, &own, (struct sockaddr *)&to);
+		bool same = mg_gid_is_v4(own.gid) == (to.ss_family == AF_INET);
+		int no_route = same ? reachable(id, &own, (struct sockaddr *)&to) : EINVAL;
 
 		if (no_route)
 			return mgc_err(no_route);
-	}
-	if (!err)
 		err = mgc_attach(id);
+	}
 	mg_device_lock(id->dev);
 	if (!err) {
 		struct sockaddr_storage from;

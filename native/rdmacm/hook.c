@@ -132,14 +132,7 @@ static void resolved(struct mgc_id *id, const struct mg_cm_msg *m)
 	p = &ev->ib.param.ud;
 	p->qp_num = m->qpn;
 	p->qkey = m->qkey;
-	p->ah_attr = (struct ibv_ah_attr){.is_global = 1, .port_num = 1};
-	memcpy(p->ah_attr.grh.dgid.raw, id->conn->peer.gid, 16);
-	/* Lock held: the device's own table, which mgv_port would copy. */
-	for (unsigned i = 0; i < id->dev->port.n_gid; i++)
-		if (!memcmp(&id->dev->port.gid[i], &id->conn->local, sizeof(id->conn->local)))
-			p->ah_attr.grh.sgid_index = (uint8_t)i;
-	p->ah_attr.grh.hop_limit = 64;
-	p->ah_attr.grh.traffic_class = id->tos;
+	p->ah_attr = mgc_ah_attr(id, &id->conn->local, &id->conn->peer);
 	set_private(ev, m->private_data, mg_cm_private_len(MG_CM_SIDR_REP), true);
 }
 

@@ -53,14 +53,8 @@ static void post_join(struct mgc_id *id, struct mgc_mcast *mc)
 	p->private_data = mc->context;
 	p->qp_num = MULTICAST_QPN;
 	p->qkey = RDMA_UDP_QKEY;
-	p->ah_attr = (struct ibv_ah_attr){.is_global = 1, .port_num = 1};
-	p->ah_attr.grh.dgid = ib_gid(&mc->mgid);
 	mgc_gid_of(&id->ib.route.addr.src_addr, &own);
-	for (unsigned i = 0; i < id->dev->port.n_gid; i++)
-		if (!memcmp(&id->dev->port.gid[i], &own, sizeof(own)))
-			p->ah_attr.grh.sgid_index = (uint8_t)i;
-	p->ah_attr.grh.hop_limit = 64;
-	p->ah_attr.grh.traffic_class = id->tos;
+	p->ah_attr = mgc_ah_attr(id, &own, &mc->mgid);
 }
 
 static int join(struct mgc_id *id, const struct sockaddr *addr, bool send_only, void *context)

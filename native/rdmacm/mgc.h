@@ -151,6 +151,8 @@ socklen_t mgc_len(const struct sockaddr *sa); /* 0: a family that is none of our
 /* The index of an address of ours in the GID table, or MGC_NO_GID. */
 #define MGC_NO_GID 0xffu
 unsigned mgc_gid_index(struct mg_device *dev, const struct mg_addr *gid);
+/* Lock held: how an event says to send datagrams from `own` to `dst`. */
+struct ibv_ah_attr mgc_ah_attr(const struct mgc_id *id, const struct mg_addr *own, const struct mg_addr *dst);
 
 /* ---- event.c ---------------------------------------------------------------------------------------------- */
 

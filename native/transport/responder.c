@@ -298,6 +298,7 @@ static void rx_read(struct mg_qp *qp, const struct mg_hdrs *h)
 	struct mg_responder *r = &qp->resp;
 	uint32_t n = mg_packets(h->reth.length, qp->mtu);
 	uint32_t last = (h->psn + n - 1) & MG_PSN_MASK;
+	struct mg_resource res;
 
 	/* Not offered, more at once than we granted, or longer than a message may be (IBA 9.7.4.1.5). */
 	if (!(qp->access & IBV_ACCESS_REMOTE_READ) || r->job_fill == r->n_jobs || h->reth.length > 1u << 31) {
@@ -308,12 +309,9 @@ static void rx_read(struct mg_qp *qp, const struct mg_hdrs *h)
 		mg_resp_refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
 		return;
 	}
-	mg_resp_record(r, &(struct mg_resource){.first_psn = h->psn,
-						.last_psn = last,
-						.va = h->reth.va,
-						.rkey = h->reth.rkey,
-						.length = h->reth.length,
-						.opcode = h->opcode});
+	res = mg_resp_named(h);
+	res.last_psn = last;
+	mg_resp_record(r, &res);
 	mg_resp_add_job(qp, last, h, 0);
 	accepted(qp, h, n);
 }

@@ -12,7 +12,7 @@ bool mg_resp_read_allowed(const struct mg_qp *qp, const struct mg_hdrs *h);
 void mg_resp_add_job(struct mg_qp *qp, uint32_t last_psn, const struct mg_hdrs *h, uint64_t orig);
 
 /* duplicate.c */
-/* What an atomic, an ATOMIC WRITE or a FLUSH names. */
+/* What a READ (its last PSN aside), an atomic, an ATOMIC WRITE or a FLUSH names. */
 struct mg_resource mg_resp_named(const struct mg_hdrs *h);
 /* Remember what was executed, in the place of what the requester cannot ask for any more. */
 void mg_resp_record(struct mg_responder *r, const struct mg_resource *res);

@@ -360,12 +360,13 @@ def _put(path: Path, text: str, outcome: Outcome) -> bool:
 
 def _note(layout: Layout, notes: list[Any], changed: dict[str, Any]) -> None:
     """Remember what was there before; what an earlier set-up has noted stays the older."""
-    old = _notes(layout)
+    earlier = _noted(layout)
+    old = earlier["settings"]
     known = [keys for keys, _, _ in old]
     kept = [[keys, before, next((n for k, _, n in notes if k == keys), now)] for keys, before, now in old]
     added = [each for each in notes if each[0] not in known]
     record: dict[str, Any] = {"settings": [*kept, *added]}
-    here, earlier = _content(layout.daemon), _noted(layout)
+    here = _content(layout.daemon)
     if not old:
         record.update(before=here, after=_text(changed))
     elif "before" in earlier and here == earlier["after"]:
@@ -374,17 +375,14 @@ def _note(layout: Layout, notes: list[Any], changed: dict[str, Any]) -> None:
 
 
 def _noted(layout: Layout) -> dict[str, Any]:
-    """What was noted: settings, and daemon.json before and after (the texts; None: no file)."""
+    """What was noted: settings (none: []), and daemon.json before and after (the texts; None: no file)."""
+    value = None
     with contextlib.suppress(OSError, ValueError):
         value = json.loads(layout.notes.read_text())
-        if isinstance(value, list):  # written by an older release
-            return {"settings": value}
-        return value if isinstance(value, dict) else {}
-    return {}
-
-
-def _notes(layout: Layout) -> list[Any]:
-    return list(_noted(layout).get("settings") or [])
+    if isinstance(value, list):  # written by an older release
+        value = {"settings": value}
+    noted = value if isinstance(value, dict) else {}
+    return {**noted, "settings": list(noted.get("settings") or [])}
 
 
 def _start_agent(layout: Layout, outcome: Outcome) -> None:
@@ -407,7 +405,7 @@ def undo(layout: Layout) -> Outcome:
         raise MigroceError(f"containers use the runtime: {', '.join(using)}; remove them first")
     noted = _noted(layout)
     untouched = "before" in noted and _content(layout.daemon) == noted.get("after")
-    changed, undone = unmerge(config, _notes(layout))
+    changed, undone = unmerge(config, noted["settings"])
     if undone:
         if info is not None:
             # It reads anew only what is there: the defaults are spelled out for the moment in which it looks.

@@ -7,18 +7,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.native.procfs import waits_for_events
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "verbs"))
-from verbs_pair import ADDRESSES, Outcome, Pair, _finish
+from verbs_pair import ADDRESSES, Outcome, Pair, _ended, _finish
 from verbs_programs import FLAGS, Preload, sanitized
 from verbs_programs import SOURCES as TV
 
-__all__ = ["ADDRESSES", "FLAGS", "TV", "CmPair", "Preload", "command", "finish_within", "wait_until"]
+__all__ = ["ADDRESSES", "FLAGS", "TV", "CmPair", "Preload", "command", "finish_within"]
 
 
 def command(line: str) -> list[str]:
@@ -28,14 +27,6 @@ def command(line: str) -> list[str]:
     if path is None:
         pytest.skip(f"{program} is not installed")
     return [path, *rest]
-
-
-def wait_until(what: str, there: Callable[[], bool], seconds: float = 40) -> None:
-    """Until there is what is waited for."""
-    end = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.005)
 
 
 def finish_within(process: subprocess.Popen[str], seconds: float) -> subprocess.CompletedProcess[str]:
@@ -56,20 +47,12 @@ class CmPair(Pair):
     def both(self, server: str, client: str, timeout: float = 60) -> Outcome:
         """Run both to their ends."""
         end = time.monotonic() + timeout * (3 if sanitized() else 1)
-        first = self._start(0, command(server))
-        try:
+        with _ended(self._start(0, command(server))) as first:
             while not waits_for_events(first.pid) and first.poll() is None:
                 assert time.monotonic() < end, f"{server} does not come to wait for a connection"
                 time.sleep(0.005)
-            second = self._start(1, command(client))
-            try:
+            with _ended(self._start(1, command(client))) as second:
                 return Outcome(client=_own_race(_finish(second, end)), server=_finish(first, end))
-            finally:
-                second.kill()
-                second.communicate()
-        finally:
-            first.kill()
-            first.communicate()
 
     def start(self, end: int, line: str) -> subprocess.Popen[str]:
         """One program alone."""

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from cm_programs import ADDRESSES, CmPair, finish_within, wait_until
+from cm_programs import ADDRESSES, CmPair, finish_within
+from tests.e2e.stage import wait_for
 
 A = ADDRESSES[0]
 A6 = "fd99::1"
@@ -80,7 +81,7 @@ def test_a_group_joined_by_rdma_cm_hears_what_is_sent_to_it(pair: CmPair, group:
     sender = None
     try:
         groups = Path(f"/proc/{receiver.pid}/net/{table}")
-        wait_until("the receiver to join", lambda: name in groups.read_text() and receiver.poll() is None)
+        wait_for("a join", lambda: name in groups.read_text() and receiver.poll() is None, seconds=40)
         sender = pair.start(1, f"mckey -m {group} -b {own[1]} -s -C 20")
         for end in (sender, receiver):
             done = finish_within(end, 40)

@@ -10,8 +10,10 @@ import time
 
 import pytest
 from tests.e2e.stage import Box, Stage, wait_for
-from tests.native.procfs import waits_for_events
+from tests.native.procfs import listens, waits_for_events
 
+PORTS = (18515, 18517)
+"""TCP ports of perftest and of the pingpongs."""
 TARGET = 4.0
 """Seconds that a run which is to be moved should take."""
 PROGRAMS: dict[str, tuple[str, ...]] = {
@@ -97,15 +99,7 @@ def _listens(box: Box) -> bool:
     """Whether the program listens: at perftest's or pingpong's TCP port, or waits for rdma_cm's events."""
     pid = box.info()["pid"]
     assert pid is not None, box.log()
-    if waits_for_events(pid):
-        return True
-    with open(f"/proc/{pid}/net/tcp") as table, open(f"/proc/{pid}/net/tcp6") as table6:
-        lines = [*table, *table6]
-    return any(
-        line.split()[1].split(":")[1] in ("4853", "4855") and line.split()[3] == "0A"
-        for line in lines[1:]
-        if ":" in line.split()[1]
-    )
+    return waits_for_events(pid) or listens(*PORTS, of=pid)
 
 
 class Sizes:

@@ -46,15 +46,23 @@ class Connection:
         box.file(f"/hold/go-{at}").touch()
         self.reach(box, to)
 
-    def establish(self) -> None:
-        """From the beginning, without a move."""
+    def ask(self) -> None:
+        """From the beginning until the request is there, not fetched."""
         self.on(self.client, "created", "addressed")
         self.on(self.client, "addressed", "routed")
         self.on(self.client, "routed", "connecting")
         self.on(self.server, "listening", "arrived")
-        self.on(self.server, "arrived", "request")
+
+    def answer(self) -> None:
+        """From the request fetched until its answer is there, not fetched."""
         self.on(self.server, "request", "accepted")
         self.on(self.client, "connecting", "answered")
+
+    def establish(self) -> None:
+        """From the beginning, without a move."""
+        self.ask()
+        self.on(self.server, "arrived", "request")
+        self.answer()
         self.on(self.client, "answered", "established")
 
     def move_both(self) -> None:
@@ -90,8 +98,7 @@ def test_a_listener_and_a_client_that_resolves_move(stage: Stage) -> None:
         moving.result()
     c.on(c.server, "listening", "arrived")
     c.on(c.server, "arrived", "request")
-    c.on(c.server, "request", "accepted")
-    c.on(c.client, "connecting", "answered")
+    c.answer()
     c.on(c.client, "answered", "established")
     c.on(c.server, "accepted", "established")
     c.finish(client="established", server="established")
@@ -100,16 +107,12 @@ def test_a_listener_and_a_client_that_resolves_move(stage: Stage) -> None:
 def test_both_ends_move_between_connect_and_accept(stage: Stage) -> None:
     """REQ arrived and not fetched; fetched and not accepted; REP sent and no RTU; RTU not fetched."""
     c = Connection(stage)
-    c.on(c.client, "created", "addressed")
-    c.on(c.client, "addressed", "routed")
-    c.on(c.client, "routed", "connecting")
-    c.on(c.server, "listening", "arrived")
+    c.ask()
     c.move_both()
     c.on(c.server, "arrived", "request")
     c.server.move()
     c.client.move()
-    c.on(c.server, "request", "accepted")
-    c.on(c.client, "connecting", "answered")
+    c.answer()
     c.move_both()
     c.on(c.client, "answered", "established")
     c.server.move()
@@ -136,15 +139,11 @@ def test_both_ends_move_while_the_connection_ends(stage: Stage) -> None:
 def test_a_datagram_service_moves(stage: Stage) -> None:
     """SIDR request waiting, answered, the answer not fetched; datagrams go to where the server is."""
     c = Connection(stage, "--ud")
-    c.on(c.client, "created", "addressed")
-    c.on(c.client, "addressed", "routed")
-    c.on(c.client, "routed", "connecting")
-    c.on(c.server, "listening", "arrived")
+    c.ask()
     c.move_both()
     c.on(c.server, "arrived", "request")
     c.server.move()
-    c.on(c.server, "request", "accepted")
-    c.on(c.client, "connecting", "answered")
+    c.answer()
     c.move_both()
     c.on(c.client, "answered", "established")
     c.on(c.server, "accepted", "established")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.interop.guest import Ended, Guest, Running
-from tests.native.procfs import waits_for_events
+from tests.native.procfs import listens, waits_for_events
 
 V4, V6 = 4, 6
 
@@ -101,7 +101,7 @@ class Ours:
 
     def listens(self, port: int, seconds: float) -> bool:
         end = time.monotonic() + seconds
-        while not (found := _listens(port)) and time.monotonic() < end:
+        while not (found := listens(port)) and time.monotonic() < end:
             time.sleep(0.02)
         return found
 
@@ -111,13 +111,6 @@ class Ours:
         while not (found := program.blocks()) and time.monotonic() < end and not program.wait(0.02):
             pass
         return found
-
-
-def _listens(port: int) -> bool:
-    lines: list[str] = []
-    for table in ("tcp", "tcp6"):
-        lines += Path(f"/proc/thread-self/net/{table}").read_text().splitlines()[1:]
-    return any(f[1].endswith(f":{port:04X}") and f[3] == "0A" for f in map(str.split, lines))
 
 
 @dataclass
@@ -193,12 +186,16 @@ def run(
                 return Outcome(ended or silent, Ended(NO_END, "not started"))
         theirs = [*argv, gid_option, str(client.gid_index(family)), server.address(V4)]
         with _ending(client.start(theirs, family, **environment)) as second:
-            late = Ended(NO_END, f"still running after {seconds:.0f} s")
-            ended_second = second.wait(seconds) or late
-            # A client that failed leaves its server waiting for ever.
-            ended_first = first.wait(20 if ended_second.status == 0 else 3) or late
-    return Outcome(ended_first, ended_second)
+            return _ends(first, second, seconds)
 
+
+def _ends(first: Started, second: Started, seconds: float) -> Outcome:
+    """How a server and its client end, both started."""
+    late = Ended(NO_END, f"still running after {seconds:.0f} s")
+    ended_second = second.wait(seconds) or late
+    # A client that failed leaves its server waiting for ever.
+    ended_first = first.wait(20 if ended_second.status == 0 else 3) or late
+    return Outcome(ended_first, ended_second)
 
 
 def run_cm(
@@ -206,11 +203,8 @@ def run_cm(
     seconds: float = 60,
 ) -> Outcome:  # fmt: skip
     """Run a program on librdmacm, whose server listens at no TCP port."""
-    late = Ended(NO_END, f"still running after {seconds:.0f} s")
     with _ending(server.start(server_argv, family)) as first:
         if not server.awaits_connections(first, 40):
             return Outcome(first.wait(0.01) or Ended(NO_END, "does not listen"), Ended(NO_END, "not started"))
         with _ending(client.start(client_argv, family)) as second:
-            ended_second = second.wait(seconds) or late
-            ended_first = first.wait(20 if ended_second.status == 0 else 3) or late
-    return Outcome(ended_first, ended_second)
+            return _ends(first, second, seconds)

@@ -7,7 +7,7 @@ import contextlib
 import ctypes
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tests.interop.ends import V4, V6
@@ -73,17 +73,9 @@ def loss(received: int | None = None, sent: int | None = None) -> Iterator[None]
     Counted, not drawn by chance: the same packets are lost each time. A train (UDP segmentation) counts
     as one packet on its way out, and is lost as a whole.
     """
-    rules = [
-        f"add chain inet {_TABLE} {hook} {{ type filter hook {hook} priority 0; }}\n"
-        f"add rule inet {_TABLE} {hook} udp dport 4791 numgen inc mod {every} == {every - 1} drop\n"
-        for hook, every in (("input", received), ("output", sent))
-        if every
-    ]
-    _nft(f"add table inet {_TABLE}\n{''.join(rules)}")
-    try:
+    every = (("input", received), ("output", sent))
+    with _rules("inet", _TABLE, [(hook, f"{_each(n)} drop") for hook, n in every if n]):
         yield
-    finally:
-        _nft(f"delete table inet {_TABLE}\n")
 
 
 @contextlib.contextmanager
@@ -93,20 +85,10 @@ def loss_on_the_cable(every: int | None) -> Iterator[None]:
         yield
         return
     rules = [
-        f'add rule bridge {_TABLE} forward iifname "{port}" ether type ip udp dport 4791'
-        f" numgen inc mod {every} == {every - 1} counter drop\n"
-        for port in (TAP, "cable0")
+        ("forward", f'iifname "{port}" ether type ip {_each(every)} counter drop') for port in (TAP, "cable0")
     ]
-    chain = f"add chain bridge {_TABLE} forward {{ type filter hook forward priority 0; }}\n"
-    _nft(f"add table bridge {_TABLE}\n{chain}{''.join(rules)}")
-    try:
+    with _rules("bridge", _TABLE, rules, counted="lost"):
         yield
-        listed = subprocess.run(
-            ["nft", "list", "table", "bridge", _TABLE], check=True, capture_output=True, text=True
-        ).stdout
-        assert listed.count("counter packets 0 ") == 0, f"nothing was lost: {listed}"
-    finally:
-        _nft(f"delete table bridge {_TABLE}\n")
 
 
 @contextlib.contextmanager
@@ -115,22 +97,35 @@ def damage(first: int, bits: int, value: int, *, every: int) -> Iterator[None]:
 
     Of a train (UDP segmentation) the first packet is damaged.
     """
-    table = f"{_TABLE}_damage"
-    rules = [
-        f"add chain inet {table} {hook} {{ type filter hook {hook} priority 0; }}\n"
-        f"add rule inet {table} {hook} udp dport 4791 numgen inc mod {every} == {every - 1}"
-        f" counter @th,{first},{bits} set {value:#x}\n"
-        for hook in ("input", "output")
-    ]
-    _nft(f"add table inet {table}\n{''.join(rules)}")
+    rule = f"{_each(every)} counter @th,{first},{bits} set {value:#x}"
+    with _rules("inet", f"{_TABLE}_damage", [("input", rule), ("output", rule)], counted="damaged"):
+        yield
+
+
+def _each(number: int) -> str:
+    """What every `number`th RoCE packet matches."""
+    return f"udp dport 4791 numgen inc mod {number} == {number - 1}"
+
+
+@contextlib.contextmanager
+def _rules(
+    family: str, table: str, rules: Iterable[tuple[str, str]], *, counted: str = ""
+) -> Iterator[None]:
+    """nftables rules as (hook, rule). `counted`: what each must have done to a packet in the end."""
+    script = f"add table {family} {table}\n"
+    for hook, rule in rules:  # a chain that is there already is fine
+        script += f"add chain {family} {table} {hook} {{ type filter hook {hook} priority 0; }}\n"
+        script += f"add rule {family} {table} {hook} {rule}\n"
+    _nft(script)
     try:
         yield
-        listed = subprocess.run(
-            ["nft", "list", "table", "inet", table], check=True, capture_output=True, text=True
-        ).stdout
-        assert listed.count("counter packets 0 ") == 0, f"nothing was damaged: {listed}"
+        if counted:
+            listed = subprocess.run(
+                ["nft", "list", "table", family, table], check=True, capture_output=True, text=True
+            ).stdout
+            assert listed.count("counter packets 0 ") == 0, f"nothing was {counted}: {listed}"
     finally:
-        _nft(f"delete table inet {table}\n")
+        _nft(f"delete table {family} {table}\n")
 
 
 def _nft(script: str) -> None:

@@ -23,6 +23,7 @@ from tests.e2e.stage import Stage, built, wait_for
 from tests.interop import net
 from tests.interop.ends import Kernels, Ours
 from tests.interop.guest import Ended, Guest
+from tests.native.procfs import listens
 
 from migroce.lab.api import Lab
 from migroce.migration.api import checkpoint, restore
@@ -98,8 +99,7 @@ class Pair:
     def _box_listens(self) -> bool:
         pid = self.box.info()["pid"]
         assert pid is not None, self.box.log()
-        lines = Path(f"/proc/{pid}/net/tcp").read_text() + Path(f"/proc/{pid}/net/tcp6").read_text()
-        return any(f[1].endswith(f":{PORT:04X}") and f[3] == "0A" for f in map(str.split, lines.splitlines()))
+        return listens(PORT, of=pid)
 
     def progress(self) -> dict[str, Any]:
         """The counters of the container's mgcheck."""
@@ -113,6 +113,13 @@ class Pair:
     def go(self) -> None:
         """Let an idle mgcheck begin."""
         self.box.file("/go").touch()
+
+    def away(self, lab: Lab, saved: Path) -> None:
+        """Take the container away, and back on node-b after AWAY."""
+        checkpoint(self.box.node, self.box.name, saved)
+        time.sleep(AWAY)  # the length of the stop is what is tested
+        restore(lab.node("b"), saved)
+        self.box.home = "node-b"
 
     def verify_more(self, messages: int = 200) -> None:
         """Wait until so many more messages of the peer's were received and compared."""
@@ -162,10 +169,7 @@ def test_an_unmodified_peer_waits_for_a_container_that_is_away_for_long(
     command: str, container: str, stage: Stage, ends: tuple[Ours, Kernels], tmp_path: Path
 ) -> None:
     pair = Pair(stage, ends[1], f"{command} -s 4096 -n 5000", container)
-    checkpoint(pair.box.node, pair.box.name, tmp_path / "saved")
-    time.sleep(AWAY)  # the length of the stop is what is tested
-    restore(stage.lab.node("b"), tmp_path / "saved")
-    pair.box.home = "node-b"
+    pair.away(stage.lab, tmp_path / "saved")
     pair.box.wait_for_traffic()
     pair.finish()
 
@@ -192,10 +196,7 @@ def test_every_byte_is_right_after_a_long_absence(
 ) -> None:
     pair = Pair(stage, ends[1], f"{CHECK} --qps 4", container)
     pair.verify_more()
-    checkpoint(pair.box.node, pair.box.name, tmp_path / "saved")
-    time.sleep(AWAY)  # the length of the stop is what is tested
-    restore(stage.lab.node("b"), tmp_path / "saved")
-    pair.box.home = "node-b"
+    pair.away(stage.lab, tmp_path / "saved")
     pair.verify_more()
     pair.finish_check()
 

@@ -7,7 +7,23 @@ import contextlib
 import platform
 from pathlib import Path
 
+LISTENING = "0A"
+"""TCP_LISTEN in /proc/net/tcp."""
 _READ = {"x86_64": "0", "aarch64": "63"}
+
+
+def listens(*ports: int, of: int | str = "thread-self") -> bool:
+    """Whether a TCP socket listens on one of `ports` in a process's network namespace (False: it is gone)."""
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = Path(f"/proc/{of}/net/{table}").read_text().splitlines()[1:]
+        except OSError:
+            return False
+        for line in lines:
+            _, local, _, state, *_ = line.split()
+            if state == LISTENING and int(local.rpartition(":")[2], 16) in ports:
+                return True
+    return False
 
 
 def waits_for_events(pid: int) -> bool:

@@ -9,8 +9,9 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from tests.native.perftest import NO_CLOCK
+from tests.native.procfs import listens
 from verbs_programs import Preload, sanitized
 
 ADDRESSES = ("10.99.0.1", "10.99.0.2")
@@ -22,6 +23,11 @@ class Outcome:
 
     server: subprocess.CompletedProcess[str]
     client: subprocess.CompletedProcess[str]
+
+    @property
+    def had_no_clock(self) -> bool:
+        """perftest could not measure the clock: to be run again."""
+        return NO_CLOCK in self.server.stderr + self.client.stderr
 
     def check(self) -> None:
         """Both ended well."""
@@ -93,7 +99,7 @@ class Pair:
     def _wait_for_listener(self, process: subprocess.Popen[str], port: int, end: float) -> None:
         """Until /proc/net/tcp of the server's namespace shows the port: no connection is made."""
         while time.monotonic() < end and process.poll() is None:
-            if _listens(process.pid, port):
+            if listens(port, of=process.pid):
                 return
             time.sleep(0.01)
         process.kill()
@@ -109,20 +115,6 @@ def _ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
-
-
-def _listens(pid: int, port: int) -> bool:
-    """Whether a TCP socket listens on `port` in the network namespace of `pid`."""
-    for table in ("tcp", "tcp6"):
-        try:
-            lines = Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
-        except OSError:  # the process is gone
-            return False
-        for line in lines:
-            _, local, _, state, *_ = line.split()
-            if state == "0A" and int(local.rpartition(":")[2], 16) == port:
-                return True
-    return False
 
 
 def _finish(process: subprocess.Popen[str], end: float) -> subprocess.CompletedProcess[str]:

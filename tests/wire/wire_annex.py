@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from wire_pcap import write_pcap
+
 ROCE = 4791
 _ETH = {4: 0x0800, 6: 0x86DD}
 _SO_RCVBUFFORCE, _SOL_PACKET, _PACKET_STATISTICS, _ETH_P_ALL = 33, 263, 6, 3
@@ -147,10 +149,7 @@ def tshark_complaints(path: Path, packets: Iterable[Seen]) -> list[str]:
 
     What it says of a payload, which it took for another protocol by its first bytes, is not about us.
     """
-    with path.open("wb") as out:
-        out.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 1 << 18, 1))
-        for at, packet in enumerate(packets):
-            out.write(struct.pack("<IIII", at, 0, len(packet.frame), len(packet.frame)) + packet.frame)
+    write_pcap(path, (packet.frame for packet in packets))
     wanted = '_ws.malformed || _ws.expert.severity >= "Warning" || !infiniband.bth'
     fields = ("frame.protocols", "frame.number", "infiniband.bth.opcode", "_ws.expert.message",
               "_ws.malformed")  # fmt: skip

@@ -71,6 +71,6 @@ def frame(flow: Flow, payload: bytes) -> bytes:
 def write_pcap(path: Path, packets: Iterable[bytes]) -> None:
     """A capture of Ethernet frames."""
     with path.open("wb") as f:
-        f.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1))
+        f.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 1 << 18, 1))
         for i, data in enumerate(packets):
             f.write(struct.pack("<IIII", i, 0, len(data), len(data)) + data)

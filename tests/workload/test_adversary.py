@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from tests.native.netns import Node, ip
+from tests.native.perftest import NO_CLOCK
+from tests.native.procfs import listens
 
 from migroce import paths
 
@@ -23,8 +25,6 @@ from .test_mgcheck import PATIENCE, Nodes, _both, _wait_for_state
 pytestmark = pytest.mark.root
 PERFTEST_PORT = 18515
 NO_END = 1 << 60
-NO_CLOCK = "Correlation coefficient r^2"
-"""What perftest says, and gives up, when a busy machine kept it from measuring the clock: not about us."""
 OUTSIDE = "10.9.8.2"
 MAC = "02:00:0a:09:08:01"  # of node a on that side
 
@@ -145,11 +145,7 @@ def _program(node: Node, log: Path, *argv: str) -> Iterator[subprocess.Popen[str
 
 def _wait_for_listener(server: subprocess.Popen[str]) -> None:
     until = time.monotonic() + PATIENCE
-    while not any(
-        f":{PERFTEST_PORT:04X} " in line and line.split()[3] == "0A"
-        for table in ("tcp", "tcp6")
-        for line in Path(f"/proc/{server.pid}/net/{table}").read_text().splitlines()
-    ):
+    while not listens(PERFTEST_PORT, of=server.pid):
         assert server.poll() is None, "the server has ended"
         assert time.monotonic() < until, "the server does not listen"
         time.sleep(0.01)

@@ -196,8 +196,7 @@ class DockerDestination(DestinationSide):
         write_json(self.where / "made.json", {"id": key, "volumes": new})
         for network, endpoint in list(dockerspec.endpoints(found).items())[1:]:
             self.docker.connect(network, key, endpoint)
-        swarms = [name for name, network in about["networks"].items() if network["Scope"] == "swarm"]
-        self._holder.start(swarms, image, key)
+        self._holder.start(about["networks"], image, key)
         here = self.found()
         assert here is not None
         self._roots["layer"] = Path(here["GraphDriver"]["Data"]["UpperDir"])

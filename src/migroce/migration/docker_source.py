@@ -144,8 +144,7 @@ class DockerSource(SourceSide):
         (self.where / "criu.conf").write_text(_CRIU_CONFIG)
         self._lock = NetLock(self.netns())
         self._lock.arm()
-        swarms = [name for name, network in self._networks(found).items() if network["Scope"] == "swarm"]
-        self._holder.start(swarms, found["Image"], found["Id"])
+        self._holder.start(self._networks(found), found["Image"], found["Id"])
 
     # -- data ----------------------------------------------------------------------------------------------
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from migroce.engines import hold
 from migroce.engines.docker import DockerEngine
@@ -27,13 +28,14 @@ class Holder:
         self._program = where / "hold"
         self._name = f"migroce-hold-{migration}"
 
-    def start(self, networks: Iterable[str], image: str, container: str) -> None:
-        """Hold those of the swarm's `networks` that no container but `container` (its id) is on.
+    def start(self, networks: Mapping[str, Mapping[str, Any]], image: str, container: str) -> None:
+        """Hold those of the swarm's among `networks` that no container but `container` (its id) is on.
 
         Best effort: without it a move is slower.
         """
         with contextlib.suppress(EngineError, OSError):
-            names = [name for name in networks if not self._others(name, container)]
+            swarms = [name for name, network in networks.items() if network["Scope"] == "swarm"]
+            names = [name for name in swarms if not self._others(name, container)]
             if not names or not hold.write(self._program):
                 return
             body = {
