@@ -5,7 +5,7 @@
 PY = .venv/bin/python
 PYTEST = $(PY) -m pytest -q
 
-.PHONY: help build demo test test-unit test-e2e test-e2e-quick test-interop test-docker demo-docker test-sanitizers lint format bench fuzz clean distclean
+.PHONY: help build demo test test-unit test-e2e test-e2e-quick test-interop test-docker test-sweep demo-docker test-sanitizers lint format bench fuzz clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -45,6 +45,11 @@ test-docker:
 test-interop:
 	@scripts/setup interop
 	@scripts/interop
+
+## make test-sweep  all of perftest with every option between two namespaces (root; half an hour)
+test-sweep:
+	@scripts/setup test
+	$(PY) -m tests.workload.sweep
 
 ## make lint      ruff, mypy --strict, clang-format, -Werror with gcc and clang
 lint:

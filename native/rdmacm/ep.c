@@ -84,7 +84,7 @@ MGC_EXPORT int rdma_get_request(struct rdma_cm_id *listen, struct rdma_cm_id **o
 
 	MGC_FORWARD(rdma_get_request, listen, out);
 	l = mgc_id(listen);
-	if (!l->sync)
+	if (!l->lib.sync)
 		return mgc_err(EINVAL);
 	if (listen->event) {
 		rdma_ack_cm_event(listen->event);

@@ -141,7 +141,7 @@ static void fetched(struct mgc_event *ev)
 	if (ev->ib.event == RDMA_CM_EVENT_CONNECT_REQUEST) {
 		if (mgc_attach(id)) /* cannot fail: the device is open, its PD was made for the listener's */
 			return;
-		if (mgc_id(ev->ib.listen_id)->sync)
+		if (mgc_id(ev->ib.listen_id)->lib.sync)
 			rdma_migrate_id(&id->ib, NULL);
 	} else if (ev->ib.event == RDMA_CM_EVENT_REJECTED) {
 		mgc_qp_error(id);
@@ -231,7 +231,7 @@ int mgc_complete(struct mgc_id *id)
 {
 	struct rdma_cm_event *ev;
 
-	if (!id->sync)
+	if (!id->lib.sync)
 		return 0;
 	if (id->ib.event) {
 		rdma_ack_cm_event(id->ib.event);

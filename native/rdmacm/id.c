@@ -147,7 +147,7 @@ struct mgc_id *mgc_new(struct rdma_event_channel *channel, void *context, enum r
 		errno = ENOMEM;
 		return NULL;
 	}
-	id->sync = !channel;
+	id->lib.sync = !channel;
 	id->ib.channel = channel ? channel : mgc_channel_new();
 	if (!id->ib.channel) {
 		free_id(id);
@@ -250,12 +250,12 @@ MGC_EXPORT int rdma_destroy_id(struct rdma_cm_id *ib)
 	detach(id);
 	mg_net_flush(id->dev, 0);
 	mg_device_unlock(id->dev);
-	if (id->sync && ib->event) {
+	if (id->lib.sync && ib->event) {
 		rdma_ack_cm_event(ib->event);
 		ib->event = NULL;
 	}
 	wait_acks(id);
-	if (id->sync)
+	if (id->lib.sync)
 		mgc_channel_free(ib->channel);
 	free_id(id);
 	return 0;
@@ -274,7 +274,7 @@ MGC_EXPORT int rdma_migrate_id(struct rdma_cm_id *ib, struct rdma_event_channel 
 		if (!channel)
 			return -1;
 	}
-	was_sync = id->sync;
+	was_sync = id->lib.sync;
 	old = ib->channel;
 	if (was_sync && ib->event) {
 		rdma_ack_cm_event(ib->event);
@@ -283,7 +283,7 @@ MGC_EXPORT int rdma_migrate_id(struct rdma_cm_id *ib, struct rdma_event_channel 
 	mg_device_lock(id->dev);
 	mgc_move_events(id, channel);
 	ib->channel = channel;
-	id->sync = own != NULL;
+	id->lib.sync = own != NULL;
 	mg_device_unlock(id->dev);
 	wait_acks(id);
 	if (was_sync)

@@ -167,7 +167,7 @@ MGC_EXPORT int rdma_leave_multicast(struct rdma_cm_id *ib, struct sockaddr *addr
 	gid = ib_gid(&mc->mgid);
 	if (id->ib.qp && mc->attached)
 		err = ibv_detach_mcast(id->ib.qp, &gid, 0);
-	if (id->sync && ib->event && mgv_container(ib->event, struct mgc_event, ib)->mcast == mc) {
+	if (id->lib.sync && ib->event && mgv_container(ib->event, struct mgc_event, ib)->mcast == mc) {
 		rdma_ack_cm_event(ib->event);
 		ib->event = NULL;
 	}

@@ -74,14 +74,28 @@ static inline struct mgc_channel *mgc_channel(struct rdma_event_channel *c)
 	return mgv_container(c, struct mgc_channel, ib);
 }
 
+/*
+ * What librdmacm has behind an rdma_cm_id (its struct cma_id_private, the same in all its releases). Its
+ * rsockets, which cannot be replaced one by one as its rdma_* can, run on our ids and look there: for the
+ * device (none: they ask the list of devices, which is ours), and for whether calls wait (then they
+ * complete what is under way by rdma_get_cm_event, which is ours).
+ */
+struct mgc_librdmacm {
+	void *cma_dev, *connect;
+	size_t connect_len;
+	int events_completed, connect_error;
+	int sync; /* made without a channel: calls wait */
+	int more;
+	void *zeros[4]; /* the rest is not for rsockets */
+};
+
 struct mgc_id {
 	struct rdma_cm_id ib;
-	void *zeros[8]; /* librdmacm's rsockets look for fields of its own behind an rdma_cm_id */
+	struct mgc_librdmacm lib; /* must follow */
 	struct mg_device *dev;
 	struct mgv_list link; /* in mgc_ids */
 	struct mg_cm_conn *conn;
 	enum mgc_state state;
-	bool sync; /* made without a channel: calls wait */
 	bool reuse, v6_only, v6_only_set;
 	bool listed; /* the agent knows of our port */
 	uint8_t tos, ack_timeout;
@@ -106,6 +120,7 @@ struct mgc_id {
 	pthread_cond_t cond;
 	uint32_t delivered, acked;
 };
+_Static_assert(offsetof(struct mgc_id, lib) == sizeof(struct rdma_cm_id), "librdmacm looks there");
 static inline struct mgc_id *mgc_id(struct rdma_cm_id *id)
 {
 	return mgv_container(id, struct mgc_id, ib);

@@ -167,6 +167,12 @@ MGV_EXPORT int ibv_modify_qp(struct ibv_qp *ibqp, struct ibv_qp_attr *attr, int 
 		return MGV_FORWARD_INT(ibv_modify_qp, ibqp, attr, mask);
 	qp = mgv_qp(ibqp);
 	mg_device_lock(qp->dev);
+	/*
+	 * What it owes its peer goes out before it ends: an ACK held back for a message that the program has
+	 * seen already. Else the peer would repeat that until its retries are used up.
+	 */
+	if (mask & IBV_QP_STATE && (attr->qp_state == IBV_QPS_ERR || attr->qp_state == IBV_QPS_RESET))
+		mg_net_flush(qp->dev, 0);
 	err = mg_qp_modify(qp->mg, mg_now(), attr, mask);
 	if (!err) {
 		if (mask & IBV_QP_STATE)

@@ -10,6 +10,7 @@ from pathlib import Path
 LISTENING = "0A"
 """TCP_LISTEN in /proc/net/tcp."""
 _READ = {"x86_64": "0", "aarch64": "63"}
+_POLL = {"x86_64": "7", "aarch64": "73"}  # there: ppoll
 
 
 def listens(*ports: int, of: int | str = "thread-self") -> bool:
@@ -35,4 +36,15 @@ def waits_for_events(pid: int) -> bool:
                 target = (task / "fd" / str(int(arguments[0], 16))).readlink()
                 if "eventfd" in str(target):
                     return True
+    return False
+
+
+def polls_a_listener(pid: int) -> bool:
+    """Whether a server on rsockets listens: librdmacm's thread polls its own socket, and from then on the id's."""
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError, ValueError):
+            number, _, descriptors, *_ = (task / "syscall").read_text().split()
+            ours = (task / "comm").read_text().strip() == "migroce"  # the library's own thread
+            if number == _POLL[platform.machine()] and int(descriptors, 16) >= 2 and not ours:
+                return True
     return False
