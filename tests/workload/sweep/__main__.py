@@ -19,11 +19,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from migroce import paths
 from tests.native.netns import ip, pair
 from tests.workload.sweep.plan import Case, perftest
 from tests.workload.sweep.run import Result, Runner, Verdict
+
+from migroce import paths
 
 IPV6 = ("fd09::{}/64", "fd09:1::{}/64")
 """The nodes' other addresses: GIDs 2 and 3."""
