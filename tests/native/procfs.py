@@ -40,7 +40,7 @@ def waits_for_events(pid: int) -> bool:
 
 
 def polls_a_listener(pid: int) -> bool:
-    """Whether a server on rsockets listens: librdmacm's thread polls its own socket, and from then on the id's."""
+    """Whether a server on rsockets listens: librdmacm's thread then polls the id beside its socket."""
     for task in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(OSError, ValueError):
             number, _, descriptors, *_ = (task / "syscall").read_text().split()
