@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import socket
 import subprocess
@@ -262,7 +263,7 @@ class SshNode(Node):
         ]  # fmt: skip
         if port:
             self._options += ["-p", str(port)]
-        self._forwards = 0
+        self._forwards = itertools.count(1)
         super().__init__(host, spec)
 
     def command(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> list[str]:
@@ -283,8 +284,7 @@ class SshNode(Node):
         return worker
 
     def connect(self, path: str) -> socket.socket:
-        self._forwards += 1
-        local = f"{self._dir.name}/f{self._forwards}"
+        local = f"{self._dir.name}/f{next(self._forwards)}"
         argv = ["ssh", *self._options, "-O", "forward", "-L", f"{local}:{path}", "--", self._target]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         if done.returncode != 0:

@@ -71,7 +71,8 @@ class World:
                 self.frozen = True
                 return {"freeze_ms": 1.0, "dump_ms": 2.0, "neighbours": []}
             case "push":
-                return dict.fromkeys(args["whats"], 100)
+                early = ["early"] * ("images" in args["whats"])
+                return dict.fromkeys([*args["whats"], *early], 100)
             case "leave":
                 self.unplugged = not args["ip"]
                 self.moved_to = args["ip"]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any, cast
 
 import pytest
@@ -155,4 +156,20 @@ def test_the_nodes_must_be_two() -> None:
     node = cast("Node", FakeNode(world, "source"))
     with pytest.raises(MigrationError, match="on node-source already"):
         Migration("c", node, node).run()
+    assert world.runs_on() == ["source"]
+
+
+def test_when_the_destination_hangs_up_the_error_is_what_it_says() -> None:
+    world = World()
+
+    def fault(side: str, method: str) -> None:
+        if (side, method, world.frozen) == ("source", "push", True):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        if (side, method, world.frozen) == ("destination", "received", True):
+            raise EngineError("transfer", "images could not be stored on node-b: No space left on device")
+
+    world.fault = fault
+    with pytest.raises(MigrationError, match="No space left on device") as caught:
+        _migration(world).run()
+    assert caught.value.running_on == "node-source"
     assert world.runs_on() == ["source"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import secrets
 import shutil
 import socket
@@ -139,13 +138,14 @@ class Checkpoint:
         path = self._source("serve")
         for what in ("rdma", *whats):
             pushing = self._source.submit("push", whats=[what], to=None)
-            with self._node.connect(path) as sock, streams.reader(sock) as stream:
-                stream.readline()
+            with self._node.connect(path) as sock:
+                streams.receive_record(sock)
                 if what in ("rdma", "images"):
-                    count, _ = streams.receive_files(stream, images if what == "images" else rdma)
+                    count, _ = streams.receive_files(sock, images if what == "images" else rdma)
                     setattr(report, f"{what}_bytes", count)
                 else:
-                    with (self._directory / f"{what}.tar").open("wb") as target:
+                    tar = self._directory / f"{what}.tar"
+                    with streams.reader(sock) as stream, tar.open("wb") as target:
                         shutil.copyfileobj(stream, target, 1 << 20)
             done = pushing.result(CALL_LIMIT)
             if what not in ("rdma", "images"):
@@ -261,18 +261,14 @@ class Restore:
     def _send(self, into: str) -> None:
         for what in ("rdma", "images"):
             with self._node.connect(into) as sock:
-                _header(sock, {"what": what})
-                files = [(path.name, path) for path in sorted((self._directory / what).iterdir())]
+                streams.send_record(sock, {"what": what})
+                files = sorted((self._directory / what).iterdir())
                 setattr(self.report, f"{what}_bytes", streams.send_files(sock, files))
                 sock.shutdown(socket.SHUT_WR)
         tars = sorted(path.name.removesuffix(".tar") for path in self._directory.glob("*.tar"))
         for what in tars:
             with self._node.connect(into) as sock, (self._directory / f"{what}.tar").open("rb") as layer:
-                _header(sock, {"what": what, "remove": []})
+                streams.send_record(sock, {"what": what, "remove": []})
                 self.report.layer_bytes += sock.sendfile(layer)
                 sock.shutdown(socket.SHUT_WR)
         self._destination("received", whats=["rdma", "images", *tars], timeout=CALL_LIMIT)
-
-
-def _header(sock: socket.socket, value: dict[str, Any]) -> None:
-    sock.sendall(json.dumps(value).encode() + b"\n")

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import signal
 import socket
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from migroce import criu, urgency
 from migroce.engines import bundle as bundles
@@ -32,6 +31,8 @@ from migroce.migration import connections, journal, streams, tree
 _SPARE = 64 << 20
 _REPAIR = 0.3
 """Seconds in which connections are usually whole again, to be told in the report what that took."""
+_PATIENCE = 10.0
+"""Seconds for a file that is being stored when all is given up."""
 _KINDS = ("rdma", "images", "layer", "layer-rest", "shm")
 
 
@@ -50,6 +51,8 @@ class DestinationSide:
         self._interfaces: list[network.Interface] = []
         self._listening: socket.socket | None = None
         self._received: dict[str, Future[int]] = {}
+        self._accepting: threading.Thread | None = None
+        self._receiving: dict[threading.Thread, socket.socket] = {}
         self._lock: int | None = None
         self.plugged = False
 
@@ -182,36 +185,62 @@ class DestinationSide:
         path = str(self.where / "in.sock")
         self._listening = streams.listen_unix(path)
         self._received = {kind: Future() for kind in _KINDS}
-        threading.Thread(target=self._accept, args=(self._listening,), name="in", daemon=True).start()
+        accepting = threading.Thread(target=self._accept, args=(self._listening,), name="in", daemon=True)
+        self._accepting = accepting
+        accepting.start()
         return path
 
     def _accept(self, listening: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while True:
                 sock = listening.accept()[0]
-                threading.Thread(target=self._receive, args=(sock,), name="receive", daemon=True).start()
+                thread = threading.Thread(target=self._receive, args=(sock,), name="receive", daemon=True)
+                self._receiving[thread] = sock
+                thread.start()
 
     def _receive(self, sock: socket.socket) -> None:
         future: Future[int] | None = None
         urgency.join()
         try:
-            with sock, streams.reader(sock) as stream:
-                header = json.loads(stream.readline())
+            with sock:
+                header = streams.receive_record(sock)
                 future = self._received[header["what"]]
-                future.set_result(self._consume(header, stream))
+                future.set_result(self._consume(header, sock))
         except Exception as exc:  # noqa: BLE001 - handed to whoever waits for it
             if future is not None:
                 future.set_exception(exc)
+        finally:
+            self._receiving.pop(threading.current_thread(), None)
 
-    def _consume(self, header: dict[str, Any], stream: BinaryIO) -> int:
+    def _refuse(self) -> None:
+        """Take no more data: what is still coming would be left behind. Who waits for it need not."""
+        if self._listening is not None:
+            with contextlib.suppress(OSError):
+                self._listening.shutdown(socket.SHUT_RDWR)
+            self._listening.close()
+            self._listening = None
+        if self._accepting is not None:
+            self._accepting.join()
+        for thread, sock in list(self._receiving.items()):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            thread.join(_PATIENCE)
+        for future in list(self._received.values()):
+            with contextlib.suppress(InvalidStateError):
+                future.set_exception(EngineError("transfer", "it was given up"))
+
+    def _consume(self, header: dict[str, Any], sock: socket.socket) -> int:
         what = header["what"]
-        if what == "images":
-            return streams.receive_files(stream, self.images)[0]
-        if what == "rdma":
-            return streams.receive_files(stream, self.dumps)[0]
+        if what in ("images", "rdma"):
+            return streams.receive_files(sock, self.images if what == "images" else self.dumps)[0]
         root = self.bundle / bundles.SHM if what == "shm" else self.layer()
+        return self._unpack(root, header, sock)
+
+    @staticmethod
+    def _unpack(root: Path, header: dict[str, Any], sock: socket.socket) -> int:
         tree.remove(root, header["remove"])
-        return tree.unpack(root, stream)
+        with streams.reader(sock) as stream:
+            return tree.unpack(root, stream)
 
     def layer(self) -> Path:
         """Where the container's own files go."""
@@ -329,6 +358,7 @@ class DestinationSide:
 
     def undo(self) -> None:
         """Remove everything this migration made here. Can be repeated. Raises EngineError."""
+        self._refuse()
         for pid in runc.marked(runc.RESTORE_MARK, self.id):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -347,11 +377,7 @@ class DestinationSide:
         if self._announcer is not None:
             self._announcer.close()
             self._announcer = None
-        if self._listening is not None:
-            with contextlib.suppress(OSError):
-                self._listening.shutdown(socket.SHUT_RDWR)
-            self._listening.close()
-            self._listening = None
+        self._refuse()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

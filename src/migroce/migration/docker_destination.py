@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from migroce.engines import docker, dockerspec, runc
 from migroce.engines.context import NodeContext, read_json, write_json
 from migroce.engines.docker import DockerEngine
 from migroce.errors import EngineError
-from migroce.migration import dockerkit, journal, streams, tree
+from migroce.migration import dockerkit, journal, streams
 from migroce.migration.destination import DestinationSide, available_memory
 from migroce.migration.dockerhold import Holder
 from migroce.migration.dockerkit import agent_name
@@ -232,17 +233,14 @@ class DockerDestination(DestinationSide):
 
     # -- data ----------------------------------------------------------------------------------------------
 
-    def _consume(self, header: dict[str, Any], stream: BinaryIO) -> int:
+    def _consume(self, header: dict[str, Any], sock: socket.socket) -> int:
         what = str(header["what"])
-        if what == "image":
-            return self._load(stream)
-        if what == "log":
-            return self._write_log(stream)
         if what in ("images", "rdma"):
-            return streams.receive_files(stream, self.images if what == "images" else self.dumps)[0]
-        root = self._roots[what.removesuffix("-rest")]
-        tree.remove(root, header["remove"])
-        return tree.unpack(root, stream)
+            return super()._consume(header, sock)
+        if what in ("image", "log"):
+            with streams.reader(sock) as stream:
+                return self._load(stream) if what == "image" else self._write_log(stream)
+        return self._unpack(self._roots[what.removesuffix("-rest")], header, sock)
 
     def _write_log(self, stream: BinaryIO) -> int:
         key = str(self.made["id"])
@@ -348,6 +346,7 @@ class DockerDestination(DestinationSide):
 
     def undo(self) -> None:
         """Remove everything this migration made here. Can be repeated. Raises EngineError."""
+        self._refuse()
         dockerkit.release(self.where)  # first: Docker may not answer any more
         made = read_json(self.where / "made.json")
         if made:

@@ -32,7 +32,7 @@ from migroce.migration import dockerkit, journal, streams, tree
 from migroce.migration.dockerhold import Holder
 from migroce.migration.dockerkit import agent_name
 from migroce.migration.netlock import NetLock, unlock
-from migroce.migration.source import SourceSide, header
+from migroce.migration.source import SourceSide
 
 _CRIU_CONFIG = "network-lock skip\n"
 _NO_RESTART = {"Name": "no"}
@@ -165,13 +165,13 @@ class DockerSource(SourceSide):
         name = what.removesuffix("-rest")
         send, gone = tree.changes(self._scans.get(name), now)
         self._scans[name] = now
-        header(sock, {"what": what, "remove": gone})
+        streams.send_record(sock, {"what": what, "remove": gone})
         with streams.writer(sock) as target:
             return tree.pack(root, send, target)
 
     def _send_log(self, sock: socket.socket) -> int:
         """What `docker logs` shows, if it is kept in a file."""
-        header(sock, {"what": "log"})
+        streams.send_record(sock, {"what": "log"})
         path = Path(self.found.get("LogPath") or "/")
         if not path.is_file():
             return 0
@@ -180,7 +180,7 @@ class DockerSource(SourceSide):
 
     def _send_image(self, sock: socket.socket) -> int:
         total = 0
-        header(sock, {"what": "image"})
+        streams.send_record(sock, {"what": "image"})
         reference = self.found["Config"]["Image"]
         same = self.docker.image(reference)
         wanted = reference if same is not None and same["Id"] == self.found["Image"] else self.found["Image"]
@@ -202,11 +202,8 @@ class DockerSource(SourceSide):
         """The container's freezer. Raises EngineError."""
         return Freezer.of(self.shim.state().get("cgroup_paths") or {})
 
-    def dump(self) -> dict[str, Any]:
-        """Freeze, lock the network, dump, give the address back; the container stays frozen.
-
-        {freeze_ms, dump_ms, neighbours}. Raises EngineError; the container may then be frozen.
-        """
+    def _dump(self) -> dict[str, Any]:
+        """Freeze, lock the network, dump, give the address back; the container stays frozen."""
         started = time.monotonic()
         self.freezer().freeze()
         frozen = _ms(started)
@@ -230,6 +227,7 @@ class DockerSource(SourceSide):
             log = self.where / "dump.log"
             reason = runc.criu_reason(log) or (words.splitlines() or ["runc failed"])[-1]
             raise EngineError("dump", reason, f"the whole log is {log}")
+        self._written.set_result(None)
         dumped = _ms(started) - frozen
         self._unplugging.result()
         return {"freeze_ms": frozen, "dump_ms": dumped, "neighbours": []}

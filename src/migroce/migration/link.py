@@ -26,7 +26,7 @@ START_LIMIT = 20.0
 CALL_LIMIT = 900.0
 """Seconds after which a call that does not say otherwise is given up."""
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Of what is said between command and worker; both must have the same."""
 
 _KINDS: dict[str, type[EngineError | NodeError | MigrationError]] = {

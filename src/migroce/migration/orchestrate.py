@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
 
 from migroce import urgency
@@ -34,6 +36,9 @@ SETTLE = 5.0
 """Seconds that peers get to acknowledge a new address before the stand-in at the old one ends."""
 PATIENCE = 30.0
 """Seconds that undoing or finishing is tried again, for instance while an agent starts again."""
+_HUNG_UP = re.compile("Broken pipe|Connection reset")
+_LAST_WORDS = 5.0
+"""Seconds in which the end that has hung up says why."""
 
 
 def silent(_: Event) -> None:
@@ -54,6 +59,41 @@ class Side:
     def submit(self, method: str, **args: Any) -> Future[Any]:
         """The same, not waiting for the answer."""
         return self.node.worker().submit(self._kind, method=method, args=args, **self._fixed)
+
+
+class Transfer:
+    """Data on their way from node to node; `pump` passes it on if it does not go directly."""
+
+    def __init__(self, receiving: Future[Any], pushing: Future[Any], pump: Callable[[], None] | None) -> None:
+        self._receiving = receiving
+        self._pushing = pushing
+        self._pumped: Future[None] = Future()
+        if pump is None:
+            self._pumped.set_result(None)
+        else:
+            threading.Thread(target=self._pump, args=(pump,), name="pump", daemon=True).start()
+
+    def _pump(self, pump: Callable[[], None]) -> None:
+        urgency.join()
+        try:
+            pump()
+        except BaseException as exc:  # noqa: BLE001 - handed to whoever waits for it
+            self._pumped.set_exception(exc)
+        else:
+            self._pumped.set_result(None)
+
+    def result(self) -> dict[str, int]:
+        """Wait for the end; bytes of each. Raises MigroceError, OSError, the one that came first."""
+        try:
+            self._pumped.result()
+            sent = dict(self._pushing.result(CALL_LIMIT))  # if it fails, the other would wait for ever
+        except (MigroceError, OSError) as exc:
+            if _HUNG_UP.search(str(exc)):  # then the other end knows why
+                with contextlib.suppress(FutureTimeout):
+                    self._receiving.result(_LAST_WORDS)
+            raise
+        self._receiving.result(CALL_LIMIT)
+        return sent
 
 
 class Phases:
@@ -171,12 +211,15 @@ class Migration:
             dumping = source.submit("dump")
             if report.contexts:
                 report.rdma_bytes = self._send("rdma")["rdma"]
+            images = self._start("images")  # as CRIU writes them
+            if report.contexts:
                 destination("prepare_rdma")
             dumped = dumping.result(CALL_LIMIT)
             report.parts.update(freeze=dumped["freeze_ms"], criu_dump=dumped["dump_ms"])
         with self._phase("transfer", note=note):
-            sent = self._send(*about["after"])
-            report.images_bytes = sent.pop("images")
+            sent = self._send(*(what for what in about["after"] if what != "images"))
+            moved = images.result()
+            report.images_bytes, report.images_early_bytes = moved["images"], moved["early"]
             report.layer_rest_bytes = sum(sent.values())
             report.layer_bytes += report.layer_rest_bytes
         with self._phase("restore", f"{report.images_bytes >> 10} KiB of images", note=note):
@@ -270,17 +313,22 @@ class Migration:
 
     def _send(self, *whats: str) -> dict[str, int]:
         """Move data from node to node; bytes of each."""
+        return self._start(*whats).result()
+
+    def _start(self, *whats: str) -> Transfer:
+        """Begin to move data from node to node."""
         receiving = self._destination.submit("received", whats=list(whats), timeout=CALL_LIMIT)
         pushing = self._source.submit("push", whats=list(whats), to=self._in if self._direct else None)
-        for _ in () if self._direct else whats:
+        return Transfer(receiving, pushing, None if self._direct else lambda: self._pump(len(whats)))
+
+    def _pump(self, count: int) -> None:
+        """Pass on `count` streams that the source has. Raises OSError, NodeError."""
+        for _ in range(count):
             with (
                 self._source.node.connect(self._out) as out,
                 self._destination.node.connect(self._in) as into,
             ):
                 streams.pump(out, into)
-        sent = dict(pushing.result(CALL_LIMIT))  # first: if it fails, the other would wait for ever
-        receiving.result(CALL_LIMIT)
-        return sent
 
     def _resume(self) -> None:
         """From here on the destination is the container's place."""

@@ -51,6 +51,8 @@ class Report:
     total: float = 0.0
     """Milliseconds from beginning to end."""
     images_bytes: int = 0
+    images_early_bytes: int = 0
+    """Of the images, sent while the dump went on."""
     layer_bytes: int = 0
     """Of the writable layer, both copies."""
     layer_rest_bytes: int = 0

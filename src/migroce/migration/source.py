@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import signal
 import socket
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,10 @@ from migroce.migration import connections, journal, streams, tree
 from migroce.migration.netlock import NetLock, unlock
 
 _CRIU_CONFIG = "network-lock skip\n"
+_GROWTH_PERIOD = 0.005
+"""Seconds after which growing images are looked at again."""
+_GROWTH = 1 << 20
+"""Bytes from which on it is worth while to send what they have got."""
 
 
 class SourceSide:
@@ -54,6 +57,9 @@ class SourceSide:
         self._owner: AgentClient | None = None
         self._pool = ThreadPoolExecutor(1)
         self._listening: socket.socket | None = None
+        self._written: Future[None] = Future()
+        """Done when CRIU has written all images, or failed."""
+        self._early = 0
 
     # -- before anything stops -----------------------------------------------------------------------------
 
@@ -212,10 +218,11 @@ class SourceSide:
         return path
 
     def push(self, whats: list[str], to: str | None) -> dict[str, int]:
-        """Send each of `whats` to the socket `to`, or to the next that connects; bytes of each.
+        """Send each of `whats` to the socket `to`, or to the next that connects; bytes of each, and
+        of the images `early`: how many of them went before the dump's end.
 
-        rdma, images: files in memory. layer, layer-rest: the container's own files, all and then what has
-        changed. shm: its /dev/shm. Raises OSError.
+        rdma, images: files in memory, the images while CRIU writes them. layer, layer-rest: the container's
+        own files, all and then what has changed. shm: its /dev/shm. Raises OSError, what the dump raised.
         """
         sent = {}
         for what in whats:
@@ -226,35 +233,48 @@ class SourceSide:
                 sock = self._listening.accept()[0]
             with sock:
                 sent[what] = self._produce(what, sock)
+                if what == "images":
+                    sent["early"] = self._early
                 sock.shutdown(socket.SHUT_WR)
         return sent
 
     def _produce(self, what: str, sock: socket.socket) -> int:
         producers: dict[str, Callable[[socket.socket], int]] = {
-            "images": lambda sock: self._send_directory("images", self.images, sock),
-            "rdma": lambda sock: self._send_directory("rdma", self.dumps, sock),
+            "images": self._send_images,
+            "rdma": self._send_rdma,
             "layer": lambda sock: self._send_layer("layer", sock),
             "layer-rest": lambda sock: self._send_layer("layer-rest", sock),
             "shm": self._send_shm,
         }
         return producers[what](sock)
 
-    @staticmethod
-    def _send_directory(what: str, directory: Path, sock: socket.socket) -> int:
-        header(sock, {"what": what})
-        return streams.send_files(sock, [(path.name, path) for path in sorted(directory.iterdir())])
+    def _send_rdma(self, sock: socket.socket) -> int:
+        streams.send_record(sock, {"what": "rdma"})
+        return streams.send_files(sock, sorted(self.dumps.iterdir()))
+
+    def _send_images(self, sock: socket.socket) -> int:
+        """Send the memory's images as they grow; CRIU only appends to them."""
+        streams.send_record(sock, {"what": "images"})
+        sender = streams.FileSender(sock)
+        while not wait([self._written], _GROWTH_PERIOD).done:
+            for path in self.images.glob("pages-*.img"):
+                sender.send(path, least=_GROWTH)
+        self._written.result()
+        self._early = sender.total
+        sender.finish(sorted(self.images.iterdir()))
+        return sender.total
 
     def _send_layer(self, what: str, sock: socket.socket) -> int:
         root, _ = self._layer()
         now = tree.scan(root)
         send, gone = tree.changes(self._before, now)
         self._before = now
-        header(sock, {"what": what, "remove": gone})
+        streams.send_record(sock, {"what": what, "remove": gone})
         with streams.writer(sock) as target:
             return tree.pack(root, send, target)
 
     def _send_shm(self, sock: socket.socket) -> int:
-        header(sock, {"what": "shm", "remove": []})
+        streams.send_record(sock, {"what": "shm", "remove": []})
         info = self.engine.info(self.container)
         root = Path(info.bundle) / bundles.SHM
         names = sorted(tree.scan(root).entries) if info.managed and root.is_dir() else []
@@ -280,6 +300,14 @@ class SourceSide:
 
         Raises EngineError; the container may then be frozen, `undo` thaws it.
         """
+        try:
+            return self._dump()
+        except BaseException as exc:
+            if not self._written.done():
+                self._written.set_exception(exc)
+            raise
+
+    def _dump(self) -> dict[str, Any]:
         started = time.monotonic()
         self.freezer().freeze()
         frozen = _ms(started)
@@ -298,6 +326,7 @@ class SourceSide:
             log = self.where / "dump.log"
             reason = runc.criu_reason(log) or exc.reason
             raise EngineError("dump", reason, f"the whole log is {log}") from exc
+        self._written.set_result(None)
         entries = [dataclasses.asdict(each) for each in known.result()]
         return {"freeze_ms": frozen, "dump_ms": _ms(started) - frozen, "neighbours": entries}
 
@@ -411,11 +440,6 @@ class SourceSide:
         self._disown()
         if how == "done":
             shutil.rmtree(self.where, ignore_errors=True)
-
-
-def header(sock: socket.socket, value: dict[str, Any]) -> None:
-    """Say what comes next."""
-    sock.sendall(json.dumps(value).encode() + b"\n")
 
 
 def _ms(started: float) -> float:
