@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
-from cm_programs import ADDRESSES, FLAGS, CmPair, command, finish_within, wait_until
+from cm_programs import ADDRESSES, FLAGS, CmPair, command, finish_within
 from tests.native.procfs import polls_a_listener
-from verbs_pair import Outcome
+from verbs_pair import Outcome, _ended
 
 A = ADDRESSES[0]
 SECONDS = 60
@@ -29,18 +30,13 @@ OPTIONS = (
 
 def _both(pair: CmPair, server: list[str], client: list[str]) -> Outcome:
     """Run both to their ends; the client starts once the server listens."""
-    first = pair._start(0, server)
-    try:
-        wait_until("a listener", lambda: polls_a_listener(first.pid) or first.poll() is not None)
-        second = pair._start(1, client)
-        try:
+    end = time.monotonic() + SECONDS
+    with _ended(pair._start(0, server)) as first:
+        while not polls_a_listener(first.pid) and first.poll() is None:
+            assert time.monotonic() < end, f"{server[0]} does not come to listen"
+            time.sleep(0.005)
+        with _ended(pair._start(1, client)) as second:
             return Outcome(client=finish_within(second, SECONDS), server=finish_within(first, SECONDS))
-        finally:
-            second.kill()
-            second.communicate()
-    finally:
-        first.kill()
-        first.communicate()
 
 
 @pytest.mark.parametrize("line", OPTIONS)
