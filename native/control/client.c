@@ -377,6 +377,7 @@ static void resume_now(struct mg_device *dev, const struct mg_ctl_welcome *w, co
 	int ret;
 
 	mg_progress_lock(dev);
+	mg_watch_open(dev->net);
 	ret = mg_net_adopt(dev->net, fds, n_fds);
 	if (!ret) {
 		ret = mg_control_addr(dev, w, &port, &addr);
@@ -386,11 +387,10 @@ static void resume_now(struct mg_device *dev, const struct mg_ctl_welcome *w, co
 	if (!ret) {
 		mg_time now = mg_now();
 
-		dev->port = port;
 		learn(c, w, &addr);
 		/* Marks of another machine's clock. */
 		atomic_store(&dev->last_poll, 0);
-		mg_net_gids(dev);
+		mg_watch_moved(dev, &port);
 		mg_resume(dev->engine, now, &addr);
 		/* The dump told of the groups; one that cannot be joined here is a silent one. */
 		(void)mg_net_mcast_sync(dev);

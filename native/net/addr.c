@@ -201,7 +201,7 @@ static void add_gid(struct mg_port *port, const struct mg_addr *addr)
 }
 
 /* 0: link-local, as on every RoCE port; 1: the address we use; then the interface's others. */
-static void fill_gids(struct mg_port *port, const struct ifaddrs *list, const struct mg_addr *addr)
+static void fill_gids(struct mg_port *port, const struct ifaddrs *list)
 {
 	struct mg_addr eui64 = {{0xfe, 0x80}}, have;
 
@@ -218,7 +218,8 @@ static void fill_gids(struct mg_port *port, const struct ifaddrs *list, const st
 	port->link_local = port->n_gid;
 	if (!port->n_gid)
 		add_gid(port, &eui64);
-	add_gid(port, addr);
+	if (find_addr(list, &port->own))
+		add_gid(port, &port->own);
 	for (int v4 = 1; v4 >= 0; v4--)
 		for (const struct ifaddrs *i = list; i; i = i->ifa_next)
 			if (!strcmp(i->ifa_name, port->ifname) && gid_of(i->ifa_addr, &have) &&
@@ -265,13 +266,43 @@ int mg_addr_choose(const struct mg_addr *want, struct mg_port *port, struct mg_a
 		gid_of(chosen->ifa_addr, &picked);
 	strncpy(fresh.ifname, chosen->ifa_name, sizeof(fresh.ifname) - 1);
 	fresh.ifindex = if_nametoindex(fresh.ifname);
+	fresh.flags = chosen->ifa_flags;
+	fresh.own = picked;
 	ret = fill_link(&fresh);
 	if (ret)
 		goto out;
-	fill_gids(&fresh, list, &picked);
+	fill_gids(&fresh, list);
 	*port = fresh;
 	*addr = picked;
 out:
 	freeifaddrs(list);
 	return ret;
+}
+
+int mg_addr_look(const struct mg_port *before, struct mg_port *now)
+{
+	const struct ifaddrs *on;
+	struct ifaddrs *list;
+	char name[IF_NAMESIZE];
+
+	if (getifaddrs(&list))
+		return errno;
+	*now = *before;
+	now->flags = 0;
+	on = find_addr(list, &now->own);
+	if (!on &&
+	    if_indextoname(now->ifindex, name)) /* the interface itself is in the list, too (AF_PACKET) */
+		for (on = list; on && strcmp(on->ifa_name, name) != 0;)
+			on = on->ifa_next;
+	if (on) {
+		memset(now->ifname, 0, sizeof(now->ifname));
+		strncpy(now->ifname, on->ifa_name, sizeof(now->ifname) - 1);
+		now->ifindex = if_nametoindex(now->ifname);
+		now->flags = on->ifa_flags;
+		if (fill_link(now)) /* gone between the two */
+			now->flags = 0;
+	}
+	fill_gids(now, list);
+	freeifaddrs(list);
+	return 0;
 }

@@ -75,8 +75,13 @@ static void op_async_event(void *arg, enum ibv_event_type type, void *object)
 	const struct mg_device_hooks *hooks = the.hooks;
 
 	(void)arg;
-	if (hooks)
+	if (hooks && hooks->async_event)
 		hooks->async_event(type, object);
+}
+
+void mg_device_event(enum ibv_event_type type)
+{
+	op_async_event(NULL, type, NULL);
 }
 
 static const struct mg_ops engine_ops = {
@@ -340,6 +345,7 @@ static int open_device(struct mg_device *dev)
 		ret = errno;
 		goto said;
 	}
+	mg_watch_open(dev->net); /* before the interface is looked at: no change is missed */
 	ret = mg_control_open(&dev->control, &welcome, fds);
 	if (!ret)
 		ret = open_welcomed(dev, &cfg, &welcome, fds);
@@ -353,6 +359,7 @@ static int open_device(struct mg_device *dev)
 		ret = ENOMEM;
 		goto said;
 	}
+	mg_net_usable(dev->net, &dev->port);
 	mg_net_gids(dev);
 	ret = open_cm(dev, &cfg);
 	if (!ret)
@@ -426,6 +433,14 @@ void mg_device_put(struct mg_device *dev)
 	close_device(dev);
 }
 
+void mg_device_port(struct mg_device *dev, struct mg_port *port)
+{
+	mg_device_lock(dev);
+	mg_watch_run(dev);
+	*port = dev->port;
+	mg_device_unlock(dev);
+}
+
 int mg_device_probe(struct mg_port *port)
 {
 	struct mg_port found;
@@ -434,7 +449,7 @@ int mg_device_probe(struct mg_port *port)
 
 	pthread_mutex_lock(&the.lock);
 	if (the.dev)
-		found = the.dev->port;
+		mg_device_port(the.dev, &found);
 	else
 		ret = mg_addr_choose(NULL, &found, &addr);
 	if (ret && !the.said) /* a program would only find that there is no device */

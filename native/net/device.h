@@ -28,13 +28,28 @@ struct mg_port {
 	char ifname[IF_NAMESIZE];
 	unsigned ifindex;
 	uint8_t mac[6];
-	uint32_t netdev_mtu;	/* bytes */
-	uint32_t active_mtu;	/* RDMA path MTU in bytes: 256..4096 */
-	struct mg_addr gid[16]; /* 0: link-local fe80::, 1: IPv4-mapped, then more, as rdma_rxe has it */
+	uint32_t netdev_mtu; /* bytes */
+	uint32_t active_mtu; /* RDMA path MTU in bytes: 256..4096 */
+	struct mg_addr own;  /* what the device is bound to */
+	struct mg_addr
+		gid[16]; /* 0: link-local fe80::, 1: `own`, then more, as rdma_rxe has it; zero: free */
 	unsigned n_gid;
+	unsigned flags;	    /* the interface's: IFF_UP, MG_IFF_LOWER_UP */
 	bool link_local;    /* gid[0] is an address of the interface, not just made of its MAC */
 	uint64_t link_mbps; /* 0 unknown */
 };
+
+/* The carrier is there, as rdma_rxe looks at it (IFF_RUNNING comes later); <linux/if.h>, which <net/if.h> excludes. */
+#define MG_IFF_LOWER_UP 0x10000u
+
+static inline bool mg_flags_active(unsigned flags)
+{
+	return (flags & IFF_UP) && (flags & MG_IFF_LOWER_UP);
+}
+static inline bool mg_port_active(const struct mg_port *port)
+{
+	return mg_flags_active(port->flags);
+}
 
 struct mg_device {
 	pthread_mutex_t lock;
@@ -63,6 +78,8 @@ struct mg_device_hooks {
 			    void *object); /* lock held; object: mg_qp, mg_cq or NULL */
 };
 void mg_device_set_hooks(const struct mg_device_hooks *hooks);
+/* Lock held: tell every context what happened to the port. */
+void mg_device_event(enum ibv_event_type type);
 /* The same for the connection manager's events (mg_cm_ops.event; `event` is an mg_cm_event). Lock held. */
 typedef bool mg_cm_event_hook(struct mg_device *dev, struct mg_cm_conn *conn, int event,
 			      const struct mg_cm_msg *m);
@@ -73,6 +90,8 @@ void mg_device_set_cm_hook(mg_cm_event_hook *hook);
  * 0 or errno; *port is filled when not NULL.
  */
 int mg_device_probe(struct mg_port *port);
+
+void mg_device_port(struct mg_device *dev, struct mg_port *port); /* no lock held: the port as it is now */
 
 /*
  * The device, opened on the first call (agent or own socket, engine, progress thread).
@@ -114,6 +133,8 @@ int mg_net_poll(struct mg_device *dev);
 void mg_net_relax(struct mg_device *dev);
 /* Lock held. Join and leave groups as the engine's QPs ask for; 0 or the errno of what failed first. */
 int mg_net_mcast_sync(struct mg_device *dev);
+/* Lock held. The port as it is now: what the kernel has told of the interface is taken in (watch.c). */
+void mg_watch_run(struct mg_device *dev);
 /* Lock held. From now on packets come with what UD QPs show of the IP header. */
 void mg_net_want_header(struct mg_device *dev);
 /* Tell the progress thread that the application is polling (cheap; every poll_cq). */

@@ -76,6 +76,9 @@ struct mg_net {
 	struct mg_sock sock[MG_FAMILIES];
 	struct mg_member member[MG_MAX_MCAST];
 	unsigned n_member;
+	int watch; /* rtnetlink: what happens to the interface; -1: none */
+	_Atomic mg_time
+		settle; /* until then a port that is down after a move still counts as it was; 0: no such */
 	mg_time mcast_hot;    /* last traffic of their own sockets */
 	_Atomic int mcast_ep; /* epoll over the members' own sockets; -1: none */
 	bool want_header;     /* UD QPs are told of TTL and TOS */
@@ -136,7 +139,9 @@ int mg_net_adopt(struct mg_net *net, const int *fds, size_t n);
 void mg_net_close(struct mg_net *net);
 void mg_net_tune(int fd);		  /* buffers and GRO, as far as allowed */
 void mg_net_tell_header(int fd, bool v4); /* TTL and TOS of what is received */
-/* The GID table: what of port->gid can be a source of packets, for programs and the engine. */
+/* Leave what the sockets can send from in port->gid, and GID 0. */
+void mg_net_usable(const struct mg_net *net, struct mg_port *port);
+/* Tell the engine the device's GIDs, as far as they can be a source of packets. */
 void mg_net_gids(struct mg_device *dev);
 
 /* ---- mcast.c -------------------------------------------------------------------------------- */
@@ -147,6 +152,17 @@ static inline bool mg_net_open(const struct mg_net *net)
 {
 	return net->sock[MG_V4].fd >= 0 || net->sock[MG_V6].fd >= 0;
 }
+
+/* ---- watch.c (mg_watch_run is in device.h) ------------------------------------------------------ */
+
+void mg_watch_open(struct mg_net *net);
+void mg_watch_close(struct mg_net *net);
+/* When mg_watch_run has something to do besides what the kernel says; MG_NEVER. */
+mg_time mg_watch_due(const struct mg_device *dev);
+/* Lock held. The interface's flags are these now. */
+void mg_watch_link(struct mg_device *dev, unsigned flags);
+/* Lock held, the new sockets open: the device is on another port (after a stop). */
+void mg_watch_moved(struct mg_device *dev, const struct mg_port *port);
 
 /* ---- tx.c, rx.c (mg_net_flush and mg_net_poll are in device.h) --------------------------------- */
 
@@ -172,6 +188,11 @@ bool mg_readable(const struct iovec *iov, size_t n);
  * the environment variable cannot be read. *port and *addr are written on success only.
  */
 int mg_addr_choose(const struct mg_addr *want, struct mg_port *port, struct mg_addr *addr);
+/*
+ * The same port once more, as it is now, by `own` and the interface's index: 0 or errno. An address or
+ * an interface that is gone is a port that is down.
+ */
+int mg_addr_look(const struct mg_port *before, struct mg_port *now);
 /* Largest RDMA MTU in a netdev MTU, both in bytes, as rdma_rxe has it (80 bytes of headers). */
 uint32_t mg_addr_rdma_mtu(uint32_t netdev_mtu);
 /* Printable address of a GID into buf (at least INET6_ADDRSTRLEN bytes); returns buf. */

@@ -161,7 +161,7 @@ static mg_time serve(struct mg_device *dev, struct thread *t)
 }
 
 struct sleeper {
-	struct pollfd fd[3 + MG_FAMILIES]; /* wake, agent, sockets, multicast */
+	struct pollfd fd[4 + MG_FAMILIES]; /* wake, agent, interface, sockets, multicast */
 	nfds_t n;
 };
 
@@ -171,7 +171,8 @@ static void sleep_on(struct mg_device *dev, struct sleeper *s, bool sockets)
 
 	s->fd[0] = (struct pollfd){.fd = dev->wake_fd, .events = POLLIN};
 	s->fd[1] = (struct pollfd){.fd = mg_control_fd(dev->control), .events = POLLIN};
-	s->n = 2;
+	s->fd[2] = (struct pollfd){.fd = dev->net->watch, .events = POLLIN};
+	s->n = 3;
 	/* Only this thread closes or replaces the sockets while it runs: no lock to read them. */
 	for (int i = 0; i < MG_FAMILIES && sockets; i++)
 		if (dev->net->sock[i].fd >= 0)
@@ -217,6 +218,8 @@ static void *run(void *arg)
 		struct sleeper s;
 
 		control = mg_control_run(dev, now, agent);
+		if (mg_watch_due(dev) < control)
+			control = mg_watch_due(dev);
 		t.away = polling(dev, now);
 		if (!mg_net_open(dev->net)) {
 			/* Stopped: the agent is all there is to wait for. */
@@ -236,6 +239,11 @@ static void *run(void *arg)
 		sleep_on(dev, &s, !t.away);
 		now = mg_now();
 		agent = sleep_until(dev, &s, now, until < control ? until : control);
+		if (s.fd[2].revents || mg_watch_due(dev) <= now) {
+			mg_progress_lock(dev);
+			mg_watch_run(dev);
+			mg_device_unlock(dev);
+		}
 		t.steady = t.got && mg_now() < now + MG_SPIN_NS;
 	}
 	return NULL;

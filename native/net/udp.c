@@ -151,6 +151,7 @@ struct mg_net *mg_net_new(void)
 		return NULL;
 	for (int i = 0; i < MG_FAMILIES; i++)
 		net->sock[i].fd = -1;
+	net->watch = -1;
 	atomic_init(&net->mcast_ep, -1);
 	return net;
 }
@@ -166,6 +167,7 @@ void mg_net_free(struct mg_net *net)
 void mg_net_close(struct mg_net *net)
 {
 	mg_net_mcast_close(net);
+	mg_watch_close(net);
 	for (int i = 0; i < MG_FAMILIES; i++) {
 		if (net->sock[i].fd >= 0)
 			close(net->sock[i].fd);
@@ -241,29 +243,33 @@ int mg_net_adopt(struct mg_net *net, const int *fds, size_t n)
 	return ret;
 }
 
-/*
- * An IPv4 socket that is bound to one address cannot send from the interface's others, and GID 0 is
- * listed, as every RoCE port lists it, but no source where the interface has no such address.
- */
+static bool can_send(const struct mg_net *net, const struct mg_port *port, const struct mg_addr *gid)
+{
+	const struct mg_sock *s = &net->sock[mg_gid_is_v4(gid->gid) ? MG_V4 : MG_V6];
+
+	return !memcmp(gid, &port->own, sizeof(*gid)) || (s->fd >= 0 && s->wild);
+}
+
+/* An IPv4 socket that is bound to one address cannot send from the interface's others. */
+void mg_net_usable(const struct mg_net *net, struct mg_port *port)
+{
+	unsigned n = 1;
+
+	for (unsigned i = 1; i < port->n_gid; i++)
+		if (can_send(net, port, &port->gid[i]))
+			port->gid[n++] = port->gid[i];
+	memset(port->gid + n, 0, sizeof(port->gid) - n * sizeof(port->gid[0]));
+	port->n_gid = n;
+}
+
+/* GID 0 is listed, as every RoCE port lists it, but no source where the interface has no such address. */
 void mg_net_gids(struct mg_device *dev)
 {
-	const struct mg_net *net = dev->net;
-	struct mg_port *port = &dev->port;
+	const struct mg_port *port = &dev->port;
 	struct mg_addr usable[MG_MAX_GID] = {0};
-	unsigned n = 0;
 
-	for (unsigned i = 0; i < port->n_gid; i++) {
-		bool v4 = mg_gid_is_v4(port->gid[i].gid);
-		const struct mg_sock *s = &net->sock[v4 ? MG_V4 : MG_V6];
-		bool can = i == 1 || (s->fd >= 0 && s->wild);
-
-		if (i > 1 && !can)
-			continue;
-		port->gid[n] = port->gid[i];
-		if (can && (i || port->link_local))
-			usable[n] = port->gid[i];
-		n++;
-	}
-	port->n_gid = n;
-	mg_set_gids(dev->engine, usable, n);
+	for (unsigned i = 0; i < port->n_gid; i++)
+		if (can_send(dev->net, port, &port->gid[i]) && (i || port->link_local))
+			usable[i] = port->gid[i];
+	mg_set_gids(dev->engine, usable, port->n_gid);
 }

@@ -111,7 +111,7 @@ unsigned mgc_gid_index(struct mg_device *dev, const struct mg_addr *gid)
 {
 	struct mg_port port;
 
-	mgv_port(dev, &port);
+	mg_device_port(dev, &port);
 	return index_in(&port, gid);
 }
 
@@ -136,11 +136,12 @@ static bool source_for(struct mg_device *dev, const struct sockaddr *dst, struct
 {
 	bool v4 = dst->sa_family == AF_INET;
 	const struct sockaddr_in6 *d6 = (const struct sockaddr_in6 *)(const void *)dst;
+	static const struct mg_addr none;
 	struct mg_port port;
 
-	mgv_port(dev, &port);
+	mg_device_port(dev, &port);
 	for (unsigned i = !v4 && IN6_IS_ADDR_LINKLOCAL(&d6->sin6_addr) ? 0 : 1; i < port.n_gid; i++) {
-		if (mg_gid_is_v4(port.gid[i].gid) == v4) {
+		if (mg_gid_is_v4(port.gid[i].gid) == v4 && memcmp(&port.gid[i], &none, sizeof(none)) != 0) {
 			*own = port.gid[i];
 			return true;
 		}
@@ -260,7 +261,7 @@ static int reachable(struct mgc_id *id, const struct mg_addr *own, const struct 
 	struct mg_port port;
 	int fd, err = 0;
 
-	mgv_port(id->dev, &port);
+	mg_device_port(id->dev, &port);
 	mgc_sockaddr(own->gid, 0, &src);
 	memcpy(&to, dst, mgc_len(dst));
 	mgc_set_port((struct sockaddr *)&to, MG_ROCE_PORT);
@@ -341,7 +342,7 @@ static struct ibv_sa_path_rec *path_record(struct mgc_id *id)
 
 	if (!p)
 		return NULL;
-	mgv_port(id->dev, &port);
+	mg_device_port(id->dev, &port);
 	mgc_gid_of(&id->ib.route.addr.dst_addr, &dst);
 	mgc_gid_of(&id->ib.route.addr.src_addr, &src);
 	memcpy(p->sgid.raw, src.gid, 16);

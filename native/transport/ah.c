@@ -19,6 +19,11 @@ void mg_set_gids(struct mg_engine *e, const struct mg_addr *gid, unsigned n)
 	memcpy(e->gid, gid, e->n_gid * sizeof(*gid));
 }
 
+void mg_set_path_mtu(struct mg_engine *e, uint32_t mtu)
+{
+	e->cfg.max_path_mtu = mtu;
+}
+
 const struct mg_addr *mg_gid_at(const struct mg_engine *e, unsigned index)
 {
 	return index < e->n_gid && !unset(&e->gid[index]) ? &e->gid[index] : NULL;

@@ -165,7 +165,10 @@ uint32_t mg_qp_send_room(const struct mg_qp *qp); /* work requests that can be p
  * At first entry MG_GID_MAIN (1) is mg_config.addr and the only one. All-zero entries are empty.
  */
 #define MG_MAX_GID 16u
+#define MG_GID_MAIN 1u
 void mg_set_gids(struct mg_engine *e, const struct mg_addr *gid, unsigned n);
+/* The link carries this much now (mg_config.max_path_mtu): what connects from here on may use it. */
+void mg_set_path_mtu(struct mg_engine *e, uint32_t mtu);
 
 /*
  * Address handles. Work requests name one by mg_ah_ib, whose fields are the caller's. EINVAL:

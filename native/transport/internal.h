@@ -449,9 +449,7 @@ void mg_qp_hdrs(const struct mg_qp *qp, uint8_t opcode, uint32_t psn,
 void mg_pkt_finish(struct mg_qp *qp, struct mg_pkt *p, struct mg_hdrs *h, uint32_t n);
 
 /* ah.c */
-#define MG_GID_MAIN 1u /* GID table index of mg_config.addr */
 const struct mg_addr *mg_gid_at(const struct mg_engine *e, unsigned index); /* NULL: no such entry */
-uint8_t mg_gid_follow(const struct mg_engine *e, const struct mg_addr *was, uint8_t index);
 int mg_av_check(const struct mg_engine *e, const struct ibv_ah_attr *attr); /* EINVAL */
 void mg_gids_resume(struct mg_engine *e); /* sources of AHs, QPs and queued requests, after a move */
 

@@ -82,7 +82,9 @@ static inline bool mgv_is_ours(const struct ibv_context *c)
 /* The node GUID (network order) rdma_rxe would make of this MAC address. */
 __be64 mgv_guid(const uint8_t mac[6]);
 /* A copy of what the port looks like now (an address may change when the process is moved). */
-void mgv_port(struct mg_device *dev, struct mg_port *port);
+/* IBA PortInfo:PortPhysicalState, as the kernel tells it of a network device. */
+enum { MGV_PHYS_POLLING = 2, MGV_PHYS_DISABLED = 3, MGV_PHYS_LINK_UP = 5 };
+uint8_t mgv_phys_state(const struct mg_port *port);
 
 /* ---- events (events.c) --------------------------------------------------------------------- */
 

@@ -18,13 +18,6 @@ enum ibv_gid_type_sysfs {
 int ibv_query_gid_type(struct ibv_context *context, uint8_t port_num, unsigned int index,
 		       enum ibv_gid_type_sysfs *type);
 
-void mgv_port(struct mg_device *dev, struct mg_port *port)
-{
-	mg_device_lock(dev);
-	*port = dev->port;
-	mg_device_unlock(dev);
-}
-
 /* ---- device ------------------------------------------------------------------------------------ */
 
 /* Numbers rdma_rxe gives where they mean nothing else; ours where the engine has a limit. */
@@ -32,7 +25,7 @@ static void device_attr(struct mg_device *dev, struct ibv_device_attr *a)
 {
 	struct mg_port port;
 
-	mgv_port(dev, &port);
+	mg_device_port(dev, &port);
 	memset(a, 0, sizeof(*a));
 	a->node_guid = mgv_guid(port.mac);
 	a->sys_image_guid = a->node_guid;
@@ -132,17 +125,22 @@ static void link_speed(uint64_t mbps, uint8_t *width, uint8_t *speed)
 	*speed = table[i].speed;
 }
 
+uint8_t mgv_phys_state(const struct mg_port *port)
+{
+	return mg_port_active(port)   ? MGV_PHYS_LINK_UP
+	       : port->flags & IFF_UP ? MGV_PHYS_POLLING
+				      : MGV_PHYS_DISABLED;
+}
+
 int mgv_query_port(struct ibv_context *c, uint8_t port_num, struct ibv_port_attr *attr, size_t len)
 {
 	struct ibv_port_attr full = {
-		.state = IBV_PORT_ACTIVE,
 		.max_mtu = IBV_MTU_4096,
 		.gid_tbl_len = N_GID,
 		.port_cap_flags = IBV_PORT_CM_SUP | IBV_PORT_IP_BASED_GIDS,
 		.max_msg_sz = MAX_MSG,
 		.pkey_tbl_len = N_PKEY,
 		.max_vl_num = 1,
-		.phys_state = 5, /* LinkUp */
 		.link_layer = IBV_LINK_LAYER_ETHERNET,
 		.flags = IBV_QPF_GRH_REQUIRED,
 	};
@@ -150,7 +148,9 @@ int mgv_query_port(struct ibv_context *c, uint8_t port_num, struct ibv_port_attr
 
 	if (port_num != PORT)
 		return EINVAL;
-	mgv_port(mgv_ctx(c)->dev, &port);
+	mg_device_port(mgv_ctx(c)->dev, &port);
+	full.state = mg_port_active(&port) ? IBV_PORT_ACTIVE : IBV_PORT_DOWN;
+	full.phys_state = mgv_phys_state(&port);
 	full.active_mtu = mtu_enum(port.active_mtu);
 	mg_device_lock(mgv_ctx(c)->dev);
 	full.qkey_viol_cntr = (uint32_t)mg_counter_get(mgv_ctx(c)->dev->engine, MG_CNT_RX_BAD_QKEY);
@@ -187,7 +187,7 @@ int mgv_query_port_speed(struct ibv_context *context, uint32_t port_num, uint64_
 	}
 	if (port_num != PORT)
 		return EINVAL;
-	mgv_port(mgv_ctx(context)->dev, &port);
+	mg_device_port(mgv_ctx(context)->dev, &port);
 	*speed = port.link_mbps / 100;
 	return 0;
 }
@@ -208,7 +208,7 @@ static int gid_entry(struct ibv_context *c, uint32_t port_num, uint32_t index, s
 
 	if (port_num != PORT || index >= N_GID)
 		return EINVAL;
-	mgv_port(mgv_ctx(c)->dev, &port);
+	mg_device_port(mgv_ctx(c)->dev, &port);
 	memset(e, 0, sizeof(*e));
 	if (index >= port.n_gid || gid_is_zero(&port.gid[index]))
 		return ENODATA;

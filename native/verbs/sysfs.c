@@ -37,19 +37,23 @@ static bool indexed(const char *file, const char *prefix, unsigned n, unsigned *
 	return !*end && v < n;
 }
 
+static const char *phys_state(const struct mg_port *port)
+{
+	switch (mgv_phys_state(port)) {
+	case MGV_PHYS_LINK_UP: return "5: LinkUp";
+	case MGV_PHYS_POLLING: return "2: Polling";
+	default: return "3: Disabled";
+	}
+}
+
 bool mgv_sysfs(const char *file, char *out, size_t size)
 {
 	static const struct {
 		const char *file, *text;
 	} fixed[] = {
-		{"node_type", "1: CA"},
-		{"node_desc", "migroce"},
-		{"fw_ver", ""},
-		{"ports/1/state", "4: ACTIVE"},
-		{"ports/1/phys_state", "5: LinkUp"},
-		{"ports/1/link_layer", "Ethernet"},
-		{"ports/1/lid", "0x0"},
-		{"ports/1/pkeys/0", "0xffff"},
+		{"node_type", "1: CA"}, {"node_desc", "migroce"},
+		{"fw_ver", ""},		{"ports/1/link_layer", "Ethernet"},
+		{"ports/1/lid", "0x0"}, {"ports/1/pkeys/0", "0xffff"},
 	};
 	struct mg_port port;
 	uint8_t guid[8];
@@ -67,6 +71,10 @@ bool mgv_sysfs(const char *file, char *out, size_t size)
 
 		memcpy(guid, &g, sizeof(guid));
 		put_guid(out, size, guid);
+	} else if (!strcmp(file, "ports/1/state")) {
+		snprintf(out, size, "%s", mg_port_active(&port) ? "4: ACTIVE" : "1: DOWN");
+	} else if (!strcmp(file, "ports/1/phys_state")) {
+		snprintf(out, size, "%s", phys_state(&port));
 	} else if (!strcmp(file, "parent")) {
 		snprintf(out, size, "%s", port.ifname);
 	} else if (indexed(file, "ports/1/gids/", port.n_gid, &i)) {
