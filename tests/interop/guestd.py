@@ -19,6 +19,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import tempfile
 import threading
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 PORT = 7000
-MULTICAST = ("239.1.1.1/32", "ff0e::101/128")
+MULTICAST = ("239.1.1.1", "ff0e::101")
 """Groups of the UD tests."""
 MODULES = (
     "virtio_pci", "virtio_net", "virtio_rng", "crc32_generic", "crc32_pclmul", "ib_core", "ib_uverbs",
@@ -70,9 +71,23 @@ def set_up() -> None:
     sh("ip", "addr", "add", "10.0.2.15/24", "dev", control)
     sh("rdma", "link", "add", "rxe0", "type", "rxe", "netdev", "data0")
     sh("ip", "route", "add", "224.0.0.0/4", "dev", "data0")
-    # rdma_rxe does not join a group of the IP layer, which drops what is for a group that nobody joined.
+
+
+def join(stack: contextlib.ExitStack) -> None:
+    """Be a member of the groups: rdma_rxe joins none of the IP layer, which drops what nobody has joined.
+
+    By sockets, not as addresses of the interface (`autojoin`): what is sent to one's own address goes to `lo`.
+    """
+    index = socket.if_nametoindex("data0")
     for group in MULTICAST:
-        sh("ip", "addr", "add", group, "dev", "data0", "autojoin")
+        family = socket.AF_INET6 if ":" in group else socket.AF_INET
+        member = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+        name = socket.inet_pton(family, group)
+        if family == socket.AF_INET6:
+            member.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, name + struct.pack("@I", index))
+        else:
+            wanted = name + bytes(4) + struct.pack("@I", index)  # struct ip_mreqn
+            member.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, wanted)
 
 
 def listens(port: int) -> bool:
@@ -164,7 +179,8 @@ def main() -> None:
     os.environ["HOME"] = "/"
     set_up()
     threading.Thread(target=reap, daemon=True).start()
-    with socket.create_server(("", PORT), backlog=64) as server:
+    with contextlib.ExitStack() as stack, socket.create_server(("", PORT), backlog=64) as server:
+        join(stack)
         print("guest: ready", flush=True)
         while True:
             caller, _ = server.accept()
