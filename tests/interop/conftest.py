@@ -77,6 +77,8 @@ def programs(work: Path) -> dict[str, Path]:
     flags = ["-std=gnu17", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror",
              "-Wno-missing-field-initializers"]  # fmt: skip
     subprocess.run(["cc", *flags, HERE / "c" / "mgerr.c", "-o", mgerr, "-libverbs"], check=True)
+    shared = [*flags, "-shared", "-fPIC"]
+    subprocess.run(["cc", *shared, HERE / "c" / "gate.c", "-o", work / "gate.so"], check=True)
     return {"mgerr": mgerr, "mgcheck": BUILD / "tests" / "workload" / "mgcheck"}
 
 
@@ -96,7 +98,7 @@ def ends(
             guest = Guest(image, work, files, addresses)
             request.config.stash[RESULTS].kernel = image.release
             try:
-                yield Ours(library, net.OURS), Kernels(guest, net.KERNELS)
+                yield Ours(library, net.OURS, work / "gate.so"), Kernels(guest, net.KERNELS)
             finally:
                 guest.close()
     finally:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from tests.interop.gate import gate
 from tests.interop.guest import Ended, Guest, Running
 from tests.native.procfs import listens, waits_for_events
 
@@ -84,6 +85,8 @@ class Ours:
 
     library: Path
     addresses: dict[int, str]
+    gate: Path
+    """c/gate.c as a library."""
     name: str = "migroce"
 
     def address(self, family: int) -> str:
@@ -136,9 +139,13 @@ class Kernels:
     def awaits_connections(self, program: Started, seconds: float) -> bool:
         end = time.monotonic() + seconds
         while time.monotonic() < end and not program.wait(0.02):
-            if "LISTEN" in self.guest.run(["rdma", "resource", "show", "cm_id"]).output:
+            if self.has_listener():
                 return True
         return False
+
+    def has_listener(self) -> bool:
+        """Whether anything waits for connections of rdma_cm."""
+        return "LISTEN" in self.guest.run(["rdma", "resource", "show", "cm_id"]).output
 
 
 @dataclass(frozen=True)
@@ -203,8 +210,15 @@ def run_cm(
     seconds: float = 60,
 ) -> Outcome:  # fmt: skip
     """Run a program on librdmacm, whose server listens at no TCP port."""
-    with _ending(server.start(server_argv, family)) as first:
+    with _patience(server, client) as environment, _ending(server.start(server_argv, family)) as first:
         if not server.awaits_connections(first, 40):
             return Outcome(first.wait(0.01) or Ended(NO_END, "does not listen"), Ended(NO_END, "not started"))
-        with _ending(client.start(client_argv, family)) as second:
+        with _ending(client.start(client_argv, family, **environment)) as second:
             return _ends(first, second, seconds)
+
+
+def _patience(server: End, client: End) -> contextlib.AbstractContextManager[dict[str, str]]:
+    """What makes a client wait for an emulated server."""
+    if isinstance(server, Kernels) and isinstance(client, Ours):
+        return gate(client.gate, client.library, server.has_listener)
+    return contextlib.nullcontext({})

@@ -65,6 +65,8 @@ class Running:
         """End it, if it has not ended."""
         self._link.close()
 
+    close = kill
+
 
 def _read_line(link: socket.socket, line: bytearray | None = None) -> dict[str, Any]:
     line = bytearray() if line is None else line
@@ -143,10 +145,9 @@ class Guest:
 
     def run(self, argv: Sequence[str], seconds: float = 60) -> Ended:
         """Run a program to its end. Raises TimeoutError."""
-        running = self.start(argv)
-        ended = running.wait(seconds)
+        with contextlib.closing(self.start(argv)) as running:
+            ended = running.wait(seconds)
         if ended is None:
-            running.kill()
             raise TimeoutError(f"{argv[0]} takes longer than {seconds} s in the machine")
         return ended
 

@@ -76,7 +76,7 @@ def set_up() -> None:
 def join(stack: contextlib.ExitStack) -> None:
     """Be a member of the groups: rdma_rxe joins none of the IP layer, which drops what nobody has joined.
 
-    By sockets, not as addresses of the interface (`autojoin`): what is sent to one's own address goes to `lo`.
+    By sockets, not as addresses of the interface (`autojoin`): what is sent to an own address goes to `lo`.
     """
     index = socket.if_nametoindex("data0")
     for group in MULTICAST:

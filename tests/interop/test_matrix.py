@@ -8,6 +8,9 @@ from tests.interop import table
 from tests.interop.ends import End, run
 from tests.interop.matrix import KERNELS_ANSWERS, ROWS, SCENARIOS, CmRow, Row
 
+NO_CLOCK = "Can't produce a report"
+"""perftest, whose measuring of the processor's clock an interruption of an emulated processor disturbs."""
+
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
@@ -15,7 +18,10 @@ def test_the_program_finishes_at_both_ends(
     row: Row | CmRow, direction: tuple[End, End], request: pytest.FixtureRequest
 ) -> None:
     table.cell(request, row.group, row.title, f"to {direction[0].name}")
-    outcome = row.run(*direction)
+    for _ in range(5):
+        outcome = row.run(*direction)
+        if NO_CLOCK not in str(outcome):
+            break
     assert outcome.good, str(outcome)
 
 
