@@ -82,13 +82,19 @@ static int check_parts(const struct mg_qp_parts *p, enum ibv_qp_type type, struc
 	}
 }
 
-/* Queues that a type does not have are not looked at, and granted as nothing. */
+/*
+ * Queues that a type does not have are not looked at, and granted as nothing. Inline data may fill the room of
+ * a request's scatter/gather elements, asked for or not: so it is with rxe, and programs rely on it (rdma_xclient).
+ */
 static int check_caps(const struct mg_qp_parts *q, struct ibv_qp_cap *cap)
 {
 	if (!q->send_cq)
 		cap->max_send_wr = cap->max_send_sge = cap->max_inline_data = 0;
 	if (!q->recv_cq || q->srq)
 		cap->max_recv_wr = cap->max_recv_sge = 0;
+	if (cap->max_send_sge <= MG_MAX_SGE &&
+	    cap->max_inline_data < cap->max_send_sge * sizeof(struct ibv_sge))
+		cap->max_inline_data = (uint32_t)(cap->max_send_sge * sizeof(struct ibv_sge));
 	return cap->max_send_wr > MG_MAX_QP_WR || cap->max_recv_wr > MG_MAX_QP_WR ||
 			       cap->max_send_sge > MG_MAX_SGE || cap->max_recv_sge > MG_MAX_SGE ||
 			       cap->max_inline_data > MG_MAX_INLINE

@@ -163,7 +163,7 @@ static void mistakes_refuse_the_whole_batch(void)
 {
 	struct ibv_sge s[5] = {0};
 
-	begin((struct tv_opt){.inline_data = 16});
+	begin((struct tv_opt){.inline_data = 100});
 #define REFUSED(err, ...)                                             \
 	do {                                                          \
 		start(1);                                             \
@@ -185,7 +185,7 @@ static void mistakes_refuse_the_whole_batch(void)
 	REFUSED(EINVAL, (ibv_wr_send(q), ibv_wr_set_ud_addr(q, NULL, 1, 1)));
 	REFUSED(EINVAL, ibv_wr_set_sge(q, a.mr->lkey, (uintptr_t)a.buf, 100)); /* a second time */
 	REFUSED(EINVAL, (ibv_wr_send(q), ibv_wr_set_sge_list(q, 5, s)));
-	REFUSED(EINVAL, (ibv_wr_send(q), ibv_wr_set_inline_data(q, a.buf, 17)));
+	REFUSED(EINVAL, (ibv_wr_send(q), ibv_wr_set_inline_data(q, a.buf, 101)));
 	REFUSED(EINVAL, (ibv_wr_send(q), ibv_wr_set_inline_data(q, a.buf, SIZE_MAX)));
 	REFUSED(EINVAL,
 		(ibv_wr_rdma_read(q, b.mr->rkey, (uintptr_t)b.buf), ibv_wr_set_inline_data(q, a.buf, 8)));

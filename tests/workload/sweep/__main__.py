@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tests.native.netns import ip, pair
+from tests.workload.sweep.others import ibverbs, rdmacm
 from tests.workload.sweep.plan import Case, perftest
 from tests.workload.sweep.run import Result, Runner, Verdict
 
@@ -50,7 +51,8 @@ def main(
     Exit status: 0 none failed, 1 one did, 2 usage.
     """
     directory = f"{Path(programs).resolve()}/" if programs else ""
-    cases = [case for case in perftest(directory) if re.search(only, case.name)]
+    every = (*perftest(directory), *ibverbs(directory), *rdmacm(directory))
+    cases = [case for case in every if re.search(only, case.name)]
     if listed:
         sys.stdout.writelines(f"{case.name}\n" for case in cases)
         return
@@ -78,7 +80,7 @@ def sweep(cases: list[Case], jobs: int, timeout: float, console: Console) -> lis
             for node, address in itertools.product(nodes, IPV6):
                 host = node.address.rpartition(".")[2]
                 ip("-n", node.netns, "addr", "add", address.format(host), "dev", node.iface, "nodad")
-            runners.put(Runner(nodes, paths.library(), timeout))
+            runners.put(Runner(nodes, IPV6[0].format(1).partition("/")[0], paths.library(), timeout))
         progress = stack.enter_context(Progress(*columns, console=console, transient=True))
         task = progress.add_task("sweep", total=len(cases))
 

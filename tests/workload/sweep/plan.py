@@ -9,7 +9,8 @@ from enum import Enum
 
 PORT = "{port}"
 ADDRESS = "{address}"
-"""Stand for a free port and the server's address in a command line."""
+ADDRESS6 = "{address6}"
+"""Stand for a free port and the server's addresses in a command line."""
 
 
 class Ready(Enum):
@@ -17,12 +18,14 @@ class Ready(Enum):
 
     TCP = "listens on the TCP port"
     CM = "waits for an event of rdma_cm"
+    SOCKETS = "librdmacm's thread polls its listener"
 
 
 class Ends(Enum):
     """How a run comes to its end."""
 
     ITSELF = "both programs end"
+    CLIENT = "the client ends; then SIGINT for the server"
     INTERRUPTED = "SIGINT for both, once the client has reported twice"
 
 
@@ -68,7 +71,7 @@ OPTIONS = (
     "-l 8", "-l 8 -q 2", "-l 4 -b", "--recv_post_list 8", "-l 8 --recv_post_list 4 -b -q 2",
     "-t 1", "-r 1", "-t 1 -r 1", "-t 1024 -r 1024", "-Q 1", "-Q 7", "-t 8 -Q 8",
     "-x 0", "-x 1", "-x 2", "-x 3", "-x 99", "--ipv6",
-    "-o 1", "-o 16", "-o 128", "-o 1000", "-A FETCH_ADD", "-A CMP_AND_SWAP", "-A CMP_AND_SWAP -q 4 -b",
+    "-o 1", "-o 16", "-o 128", "-o 1000", "-A FETCH_AND_ADD", "-A CMP_AND_SWAP", "-A CMP_AND_SWAP -q 4 -b",
     "-u 10", "-S 3", "--tclass 16", "-L 3", "--pkey_index 0", "--pkey_index 1", "--retry_count 3", "-i 2",
     "-D 1", "-D 1 -b", "-D 1 -e", "-D 1 -q 4", "-D 1 --cpu_util", "-D 1 --run_infinitely",
     "--use_old_post_send", "--use_old_post_send -b", "--use_old_post_send -e -q 2",
