@@ -105,6 +105,23 @@ int mg_cq_poll(struct mg_cq *cq, int n, struct ibv_wc *wc)
 	return got;
 }
 
+void mg_cq_purge(struct mg_cq *cq, uint32_t qpn)
+{
+	uint32_t kept = 0;
+
+	for (uint32_t i = 0; i < cq->fill; i++) {
+		uint32_t from = (cq->head + i) % cq->depth, to = (cq->head + kept) % cq->depth;
+
+		if (cq->ring[from].qp_num == qpn)
+			continue;
+		cq->ring[to] = cq->ring[from];
+		if (cq->stamp)
+			cq->stamp[to] = cq->stamp[from];
+		kept++;
+	}
+	cq->fill = kept;
+}
+
 void mg_cq_note(struct mg_cq *cq, int channel, uint32_t events)
 {
 	cq->channel = (uint32_t)(channel + 1);

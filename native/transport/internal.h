@@ -418,6 +418,8 @@ int mg_sge_scatter(struct mg_pd *pd, const struct ibv_sge *sge, uint32_t n_sge, 
 /* cq.c */
 /* A completion of `qp` into `cq`. If there is no room both break: the QP not before its next turn. */
 void mg_cq_push(struct mg_cq *cq, struct mg_qp *qp, const struct ibv_wc *wc, bool solicited);
+void mg_cq_purge(struct mg_cq *cq,
+		 uint32_t qpn); /* take out what tells of one QP; the others keep their order */
 
 /* rq.c */
 int mg_rq_init(struct mg_rq *rq, uint32_t max_wr, uint32_t max_sge);

@@ -179,6 +179,19 @@ static void unready(struct mg_qp *qp)
 	qp->is_ready = false;
 }
 
+/*
+ * Completions that nobody has fetched go with what they tell of. IBA leaves it open, rdma_rxe keeps them; the
+ * drivers of hardware (mlx5, mlx4, hns) take them away, and programs written there count on it: a wr_id is
+ * often a pointer into what the program frees next.
+ */
+static void purge(struct mg_qp *qp)
+{
+	if (qp->send_cq)
+		mg_cq_purge(qp->send_cq, qp->qpn);
+	if (qp->recv_cq && qp->recv_cq != qp->send_cq)
+		mg_cq_purge(qp->recv_cq, qp->qpn);
+}
+
 int mg_qp_destroy(struct mg_qp *qp)
 {
 	struct mg_engine *e = qp->e;
@@ -186,6 +199,7 @@ int mg_qp_destroy(struct mg_qp *qp)
 	if (qp->n_mcast)
 		return EBUSY;
 	unready(qp);
+	purge(qp);
 	mg_mw_qp_gone(qp);
 	mg_heap_remove(qp);
 	mg_idtab_del(&e->qps, qp->qpn);
@@ -218,6 +232,7 @@ void mg_qp_set_owner(struct mg_qp *qp, void *owner)
 static void reset(struct mg_qp *qp)
 {
 	unready(qp);
+	purge(qp);
 	mg_heap_remove(qp);
 	mg_req_reset(qp);
 	mg_resp_reset(qp);

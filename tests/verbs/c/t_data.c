@@ -441,9 +441,72 @@ static void a_qp_can_be_used_again_after_reset(void)
 	tv_pair_close(&a, &b);
 }
 
+/* A QP on b's CQs, in RTR's stead: what it is asked to receive is flushed. */
+static void flush_one(struct ibv_qp *qp, uint64_t wr_id)
+{
+	struct ibv_recv_wr wr = {.wr_id = wr_id}, *bad;
+
+	CHECK_EQ(ibv_post_recv(qp, &wr, &bad), 0);
+}
+
+static void completions_go_with_their_qp(void)
+{
+	struct ibv_qp_init_attr init = {.cap = {.max_recv_wr = 4, .max_recv_sge = 1}, .qp_type = IBV_QPT_RC};
+	struct ibv_qp_attr attr = {.qp_state = IBV_QPS_ERR};
+	struct tv_opt opt = {.cqe = 5};
+	struct ibv_qp *other;
+	struct ibv_wc wc[5];
+	struct ibv_send_wr wr;
+	struct ibv_sge sge;
+
+	tv_pair(&a, &b, &opt);
+	init.send_cq = init.recv_cq = b.rcq;
+	CHECK(other = ibv_create_qp(b.pd, &init));
+	tv_to_init(other, &opt);
+	CHECK_EQ(ibv_modify_qp(other, &attr, IBV_QP_STATE), 0);
+	/* The ring is to be used around its end. */
+	for (uint64_t i = 0; i < 3; i++) {
+		flush_one(other, i);
+		CHECK_EQ(ibv_poll_cq(b.rcq, 1, wc), 1);
+	}
+	for (uint64_t i = 0; i < 2; i++) {
+		CHECK_EQ(tv_recv(&b, 20 + i, 0, 64), 0);
+		wr = tv_wr(&a, IBV_WR_SEND, i, &sge, 0, 64);
+		CHECK_EQ(tv_post(&a, &wr), 0);
+		tv_wait_ok(a.scq, i); /* it has arrived */
+		flush_one(other, 10 + i);
+	}
+	attr.qp_state = IBV_QPS_RESET;
+	CHECK_EQ(ibv_modify_qp(b.qp, &attr, IBV_QP_STATE), 0);
+	CHECK_EQ(ibv_poll_cq(b.rcq, 5, wc), 2);
+	for (int i = 0; i < 2; i++) {
+		CHECK_EQ(wc[i].wr_id, 10 + i);
+		CHECK_EQ(wc[i].qp_num, other->qp_num);
+	}
+	flush_one(other, 12);
+	CHECK_EQ(ibv_destroy_qp(other), 0);
+	CHECK_EQ(ibv_poll_cq(b.rcq, 5, wc), 0);
+	/* The requester's, too. */
+	CHECK_EQ(ibv_modify_qp(a.qp, &attr, IBV_QP_STATE), 0);
+	tv_to_init(a.qp, &opt);
+	tv_to_init(b.qp, &opt);
+	CHECK_EQ(tv_to_rtr(a.qp, b.qp->qp_num, &opt), 0);
+	CHECK_EQ(tv_to_rtr(b.qp, a.qp->qp_num, &opt), 0);
+	CHECK_EQ(tv_to_rts(a.qp, &opt), 0);
+	CHECK_EQ(tv_recv(&b, 20, 0, 64), 0);
+	wr = tv_wr(&a, IBV_WR_SEND, 1, &sge, 0, 64);
+	CHECK_EQ(tv_post(&a, &wr), 0);
+	attr.qp_state = IBV_QPS_ERR;
+	CHECK_EQ(ibv_modify_qp(a.qp, &attr, IBV_QP_STATE), 0); /* done, or flushed */
+	attr.qp_state = IBV_QPS_RESET;
+	CHECK_EQ(ibv_modify_qp(a.qp, &attr, IBV_QP_STATE), 0);
+	CHECK_EQ(ibv_poll_cq(a.scq, 5, wc), 0);
+	tv_pair_close(&a, &b);
+}
+
 TV_MAIN(T(a_send_arrives), T(immediate_data_arrives_in_network_order), T(write_and_read_reach_remote_memory),
 	T(every_mtu_and_length_is_whole), T(sges_gather_and_scatter), T(inline_data_is_taken_at_once),
 	T(unsignalled_requests_are_silent), T(sq_sig_all_signals_all), T(lists_are_posted_in_order),
 	T(full_queues_are_enomem), T(bad_arguments_are_told_at_once), T(polling_nothing_gives_nothing),
 	T(one_cq_serves_many_qps), T(an_iova_and_zero_based_regions_are_addressed),
-	T(a_qp_can_be_used_again_after_reset))
+	T(a_qp_can_be_used_again_after_reset), T(completions_go_with_their_qp))
