@@ -250,7 +250,10 @@ class SshNode(Node):
             raise NodeError("node", f"{spec} is no address: {exc}", "write ssh://user@host:port") from exc
         if not host or host.startswith("-"):
             raise NodeError("node", f"{spec} names no host", "write ssh://user@host")
-        query = parse_qs(parts.query)
+        query = parse_qs(parts.query, keep_blank_values=True)
+        if unknown := sorted(set(query) - {"python", "state"}):
+            mend = "only python=/path/to/python3 and state=/directory may follow the host"
+            raise NodeError("node", f"{spec} has an unknown parameter {unknown[0]}", mend)
         self._host = host
         self._target = f"{parts.username}@{host}" if parts.username else host
         self._python = query.get("python", [""])[0]

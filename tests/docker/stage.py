@@ -124,18 +124,20 @@ class Stage:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
 
-    def box(self, role: str, node: str, args: list[str], *options: str, rdma: bool = True) -> Box:
+    def box(
+        self, role: str, node: str, args: list[str], *options: str, rdma: bool = True, image: str = IMAGE
+    ) -> Box:
         """`docker run -d` on the lab's network."""
         number = next(self._numbers)
         box = Box(self.lab, f"{role}-{number}", self.lab.node(node).name, f"10.0.1.{number % 120 + 2}")
         runtime = ["--runtime", "migroce"] if rdma else []
         where = ["--network", NETWORK, "--ip", box.ip]
-        box.docker("run", "-d", "--name", box.name, *runtime, *where, *options, IMAGE, *args)
+        box.docker("run", "-d", "--name", box.name, *runtime, *where, *options, image, *args)
         return box
 
-    def counter(self, node: str = "a", *options: str, rdma: bool = False) -> Box:
+    def counter(self, node: str = "a", *options: str, rdma: bool = False, image: str = IMAGE) -> Box:
         """A container that counts."""
-        box = self.box("counter", node, ["sh", "-c", COUNTER], *options, rdma=rdma)
+        box = self.box("counter", node, ["sh", "-c", COUNTER], *options, rdma=rdma, image=image)
         box.counts_on()
         return box
 

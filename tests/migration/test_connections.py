@@ -48,7 +48,7 @@ def test_only_the_known_address_changes_and_its_mac_with_it() -> None:
         (_about("10.0.1.7/24", ip="10.0.1.7"), "fd00::1", "no IPv4 address"),
         (_about("10.0.1.7/24", "10.2.0.1/8"), "10.0.1.9", "not clear"),
         (_about(), "10.0.1.9", "it has none"),
-        (_about("10.0.1.7/24", ip="10.0.1.7", engine="docker"), "10.0.1.9", "Docker gives"),
+        (_about("10.0.1.7/24", ip="10.0.1.7", engine="docker"), "10.0.1.9", "as Docker has given it"),
     ],
 )
 def test_an_address_that_cannot_be_is_refused(about: dict[str, Any], ip: str, words: str) -> None:

@@ -32,6 +32,9 @@ TIMEOUT = 600.0
 RUNTIME = "migroce"
 """The OCI runtime that gives containers the device."""
 
+NO_SPACE = "make room there (docker system prune)"
+"""What to do about a full disk."""
+
 Json = dict[str, Any]
 
 
@@ -66,13 +69,13 @@ class DockerEngine:
                 raise EngineError("docker", f"{self.ctx.name} has no Docker", "install and start it there")
             import docker
 
-            with _said("docker"):
+            with self._said("docker"):
                 self._client = docker.APIClient(f"unix://{path}", version="auto", timeout=TIMEOUT)
         return self._client
 
     def post(self, step: str, path: str, *args: str, data: Json | None = None, **params: Any) -> None:
         """A POST that the library has no method for."""
-        with _said(step):
+        with self._said(step):
             api = self.api
             api._raise_for_status(api._post_json(api._url(path, *args), data or {}, params=params))
 
@@ -81,7 +84,7 @@ class DockerEngine:
     @functools.cached_property
     def about(self) -> Json:
         """`docker info`."""
-        with _said("docker"):
+        with self._said("docker"):
             about = dict(self.api.info())
             # After a reload it says what daemon.json says; checkpoints need it on since dockerd's start.
             ping = self.api._get(self.api._url("/_ping"))
@@ -98,7 +101,7 @@ class DockerEngine:
         """`docker inspect`, None if there is none of that name."""
         import docker.errors
 
-        with _said("container"):
+        with self._said("container"):
             try:
                 found = dict(self.api.inspect_container(container))
             except docker.errors.NotFound:
@@ -110,7 +113,7 @@ class DockerEngine:
         """`docker image inspect`, None if it is not there."""
         import docker.errors
 
-        with _said("image"):
+        with self._said("image"):
             try:
                 return dict(self.api.inspect_image(reference))
             except docker.errors.NotFound:
@@ -120,17 +123,28 @@ class DockerEngine:
         """`docker network inspect` with its containers; None if the node cannot see one of that name."""
         import docker.errors
 
-        with _said("network"):
+        with self._said("network"):
             try:
                 return dict(self.api.inspect_network(name))
             except docker.errors.NotFound:
                 return None
 
+    def holder(self, network: str, ip: str) -> tuple[str, str] | None:
+        """(container, host) that has the address in a swarm's network, as far as the node has heard."""
+        import docker.errors
+
+        with self._said("network"), contextlib.suppress(docker.errors.NotFound):
+            services = self.api.inspect_network(network, verbose=True).get("Services") or {}
+            for each in (services.get("") or {}).get("Tasks") or []:  # under "": what belongs to no service
+                if each.get("EndpointIP") == ip:
+                    return str(each.get("Name")), str((each.get("Info") or {}).get("Host IP"))
+        return None
+
     def volume(self, name: str) -> Json | None:
         """`docker volume inspect`, None if it is not there."""
         import docker.errors
 
-        with _said("volume"):
+        with self._said("volume"):
             try:
                 return dict(self.api.inspect_volume(name))
             except docker.errors.NotFound:
@@ -138,13 +152,13 @@ class DockerEngine:
 
     def users_of(self, volume: str) -> list[str]:
         """Names of the containers that use a volume."""
-        with _said("volume"):
+        with self._said("volume"):
             found = self.api.containers(all=True, filters={"volume": volume})
         return [str(each["Names"][0]).lstrip("/") for each in found if each.get("Names")]
 
     def list(self) -> list[ContainerInfo]:
         """All containers."""
-        with _said("list"):
+        with self._said("list"):
             found = self.api.containers(all=True)
         details = (self.inspect(each["Id"]) for each in found)
         return sorted((self.info_of(each) for each in details if each is not None), key=lambda it: it.id)
@@ -171,7 +185,7 @@ class DockerEngine:
 
     def logs(self, container: str) -> str:
         """What the container has written so far, both streams."""
-        with _said("logs"):
+        with self._said("logs"):
             data = self.api.logs(container)
         return bytes(data).decode(errors="replace")
 
@@ -190,7 +204,7 @@ class DockerEngine:
 
     def create(self, name: str, body: Json) -> str:
         """`docker create`; the id."""
-        with _said("create"):
+        with self._said("create"):
             return str(self.api.create_container_from_config(body, name)["Id"])
 
     def start(self, container: str, checkpoint: str | None = None) -> None:
@@ -202,7 +216,7 @@ class DockerEngine:
         """`docker rm -f`, with its anonymous volumes if `volumes`; not there is fine."""
         import docker.errors
 
-        with _said("delete"), contextlib.suppress(docker.errors.NotFound):
+        with self._said("delete"), contextlib.suppress(docker.errors.NotFound):
             try:
                 self.api.remove_container(container, force=True, v=volumes)
             except docker.errors.APIError as exc:
@@ -211,12 +225,12 @@ class DockerEngine:
 
     def remove_volume(self, name: str) -> None:
         """`docker volume rm`."""
-        with _said("volume"):
+        with self._said("volume"):
             self.api.remove_volume(name)
 
     def kill(self, container: str, signal: str = "TERM") -> None:
         """`docker kill -s`."""
-        with _said("kill"):
+        with self._said("kill"):
             self.api.kill(container, signal)
 
     def restart_policy(self, container: str, policy: Json) -> None:
@@ -227,7 +241,7 @@ class DockerEngine:
         """`docker network disconnect -f`; not connected is fine."""
         import docker.errors
 
-        with _said("network"):
+        with self._said("network"):
             try:
                 self.api.disconnect_container_from_network(container, network, force=True)
             except docker.errors.APIError as exc:
@@ -249,37 +263,45 @@ class DockerEngine:
 
     def save(self, image: str) -> Iterator[bytes]:
         """`docker save`."""
-        with _said("image"):
+        with self._said("image"):
             yield from self.api.get_image(image)
 
     def load(self, data: Iterable[bytes]) -> None:
         """`docker load`."""
-        with _said("image"):
+        with self._said("image"):
             for message in self.api.load_image(data, quiet=True):
                 if "error" in message:
-                    raise EngineError("image", str(message["error"]))
+                    words = str(message["error"])
+                    raise EngineError("image", f"Docker says: {words}", _mend(words))
+
+    @contextlib.contextmanager
+    def _said(self, step: str) -> Iterator[None]:
+        """What the library raises, as EngineError with Docker's own words."""
+        import docker.errors
+        import requests.exceptions
+
+        try:
+            yield
+        except docker.errors.APIError as exc:
+            words = exc.explanation or str(exc)
+            if isinstance(words, bytes):
+                words = words.decode(errors="replace")
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                words = json.loads(words)["message"]
+            reason = f"Docker on {self.ctx.name} says: {str(words).strip()}"
+            raise EngineError(step, reason, _mend(str(words))) from exc
+        except (docker.errors.DockerException, requests.exceptions.RequestException) as exc:
+            reason = f"Docker on {self.ctx.name} does not answer ({_cause(exc)})"
+            raise EngineError(step, reason, "see whether dockerd runs there") from exc
 
 
-@contextlib.contextmanager
-def _said(step: str) -> Iterator[None]:
-    """What the library raises, as EngineError with Docker's own words."""
-    import docker.errors
-    import requests.exceptions
-
-    try:
-        yield
-    except docker.errors.APIError as exc:
-        words = exc.explanation or str(exc)
-        if isinstance(words, bytes):
-            words = words.decode(errors="replace")
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            words = json.loads(words)["message"]
-        raise EngineError(step, f"Docker says: {str(words).strip()}") from exc
-    except (docker.errors.DockerException, requests.exceptions.RequestException) as exc:
-        reason = _cause(exc)
-        raise EngineError(
-            step, f"Docker does not answer ({reason})", "see whether dockerd runs there"
-        ) from exc
+def _mend(words: str) -> str:
+    """What can be done about what Docker has refused, where that is known."""
+    if "no space left on device" in words:
+        return NO_SPACE
+    if "attaching to network failed" in words:
+        return "see whether another container of the swarm has the address"
+    return ""
 
 
 def _cause(exc: BaseException) -> str:

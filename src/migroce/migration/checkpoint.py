@@ -77,9 +77,11 @@ class Checkpoint:
             shutil.rmtree(self._directory, ignore_errors=True)
             if opened:
                 undo_source(self._source, stopped=self._stopping)
-            if not isinstance(exc, MigroceError):
+            if not isinstance(exc, (MigroceError, OSError)):
                 raise
             step, reason = step_of(exc, self._phase.current), getattr(exc, "reason", str(exc))
+            if isinstance(exc, OSError):  # the node's own come as EngineError
+                reason = f"{self._directory} cannot be written: {exc.strerror or exc}"
             where = self._node.name
             raise MigrationError(
                 step, reason, f"{container} runs on {where} as before", running_on=where

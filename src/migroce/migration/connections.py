@@ -29,9 +29,6 @@ def at_another_address(about: Mapping[str, Any], ip: str) -> dict[str, Any]:
     MAC that belongs to it.
     """
     name, old = about["container"], own_address(about)
-    if about.get("engine", "oci") != "oci":
-        mend = "connect it to another network there, or move it without --ip"
-        raise MigrationError("check", f"Docker gives {name} its address", mend)
     try:
         new = ipaddress.IPv4Address(ip)
     except ValueError as exc:
@@ -53,7 +50,10 @@ def at_another_address(about: Mapping[str, Any], ip: str) -> dict[str, Any]:
 
 
 def own_address(about: Mapping[str, Any]) -> str:
-    """The address that a container is known by. Raises MigrationError if there is none, or no single one."""
+    """The address that a container is known by. Raises MigrationError if there is no single one of ours."""
+    if about.get("engine", "oci") != "oci":
+        reason = f"{about['container']} keeps its address, as Docker has given it"
+        raise MigrationError("check", reason, "move it without --ip; only plain containers can take another")
     known = [each.split("/")[0] for raw in about["interfaces"] for each in raw["addresses"]]
     named = about["metadata"].get("ip")
     if named in known:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import shutil
 import signal
@@ -255,9 +256,12 @@ class DestinationSide:
             except TimeoutError as exc:
                 raise EngineError("transfer", f"{what} did not arrive within {timeout:.0f} s") from exc
             except Exception as exc:
-                raise EngineError(
-                    "transfer", f"{what} could not be stored on {self.ctx.name}: {exc}"
-                ) from exc
+                why = getattr(exc, "reason", "") or exc
+                mend = str(getattr(exc, "mend", ""))
+                if getattr(exc, "errno", None) == errno.ENOSPC:
+                    mend = "make room there"
+                reason = f"{what} could not be stored on {self.ctx.name}: {why}"
+                raise EngineError("transfer", reason, mend) from exc
 
     # -- restore -------------------------------------------------------------------------------------------
 

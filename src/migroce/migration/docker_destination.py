@@ -33,6 +33,8 @@ from migroce.migration.dockerhold import Holder
 from migroce.migration.dockerkit import agent_name
 
 _SPARE = 64 << 20
+_NEEDED = 8 << 20
+"""Bytes of disk that `docker start` and CRIU's log may take."""
 _CHECKPOINT = "migroce"
 
 
@@ -166,7 +168,31 @@ class DockerDestination(DestinationSide):
             reason = (
                 f"{node} has {free >> 20} MiB free in {self.docker.root}, the container needs {wanted >> 20}"
             )
-            raise EngineError("check", reason, "make room there (docker system prune)")
+            raise EngineError("check", reason, docker.NO_SPACE)
+
+    def _check_left_room(self) -> None:
+        """Refuse if the disk has become full. Raises EngineError.
+
+        A `docker start` that fails so, between the swarm's attachment and the network namespace, never
+        gives the address back: no container of the swarm could have it until dockerd starts again.
+        """
+        root = self.docker.root
+        stat = os.statvfs(root)
+        if stat.f_bavail * stat.f_frsize < _NEEDED:
+            reason = f"no space is left in {root} on {self.ctx.name}"
+            raise EngineError("restore", reason, docker.NO_SPACE)
+
+    def _check_addresses_left(self) -> None:
+        """Refuse if a container has got hold of an address since the source gave it back. Raises EngineError.
+
+        Docker would find that out in 20 s.
+        """
+        for network, endpoint in dockerspec.endpoints(self.found() or {}).items():
+            ip = str(endpoint["IPAMConfig"].get("IPv4Address") or "") if endpoint else ""
+            holder = self.docker.holder(network, ip) if ip else None
+            if holder is not None and holder[0] != self.container:  # the source's may be remembered still
+                reason = f"address {ip} of {network} was taken meanwhile by {holder[0]} on {holder[1]}"
+                raise EngineError("restore", reason, f"remove {holder[0]}, or give it another address")
 
     def _image(self, about: dict[str, Any]) -> str | None:
         """How to name the container's image here, None if it is not there."""
@@ -189,7 +215,8 @@ class DockerDestination(DestinationSide):
         found = about["inspect"]
         image = self._image(about)
         if image is None:
-            raise EngineError("prepare", f"{about['image']['reference']} did not arrive on {self.ctx.name}")
+            reason = f"image {about['image']['reference']} is not on {self.ctx.name} any more"
+            raise EngineError("prepare", reason, "start again: it is then brought there")
         named = [each.name for each in dockerspec.volumes(found) if not each.anonymous]
         new = [name for name in named if self.docker.volume(name) is None]
         write_json(self.where / "made.json", {"volumes": new})
@@ -277,6 +304,8 @@ class DockerDestination(DestinationSide):
     def restore(self, neighbours: list[dict[str, Any]]) -> dict[str, Any]:  # noqa: ARG002
         """Restore the container; it runs, with its network. {pid, ms}. Raises EngineError."""
         started = time.monotonic()
+        self._check_left_room()
+        self._check_addresses_left()
         self.plugged = True
         key = str(self.made["id"])
         if self._device:
@@ -353,7 +382,10 @@ class DockerDestination(DestinationSide):
             self._holder.remove()
         if key := made.get("id") or self._unfinished():
             self.docker.remove(key, volumes=True)
-            dockerkit.runtime_file(self.ctx, key, "images").unlink(missing_ok=True)
+            link = dockerkit.runtime_file(self.ctx, key, "images")
+            link.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # others have files in it
+                link.parent.rmdir()
             with contextlib.suppress(AgentError), self.engine.agent() as agent:
                 agent.container_remove(key)
         for name in made.get("volumes", []):
