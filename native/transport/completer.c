@@ -278,6 +278,12 @@ void mg_comp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h)
 	struct mg_requester *r = &qp->req;
 	uint64_t psn = mg_psn_extend(r->una, h->psn);
 
+	if (h->opcode == MG_OP_ACK && h->aeth.syndrome == MG_NAK_STOPPED && psn == r->max &&
+	    mg_qp_sends(qp)) {
+		/* Unasked: nothing in flight is needed, the next packet would be asked about (docs/protocol.md, 4). */
+		rx_nak(qp, now, psn, h->aeth.syndrome);
+		return;
+	}
 	if (!mg_qp_sends(qp) || psn < r->una || psn >= r->max)
 		return; /* a ghost or duplicate: nothing it could be about (IBA 9.7.5.1.1) */
 	if (h->opcode != MG_OP_ACK) {

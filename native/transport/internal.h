@@ -257,9 +257,10 @@ struct mg_requester {
 struct mg_migration {
 	uint8_t token[16], peer_token[16];
 	bool peer_capable, have_peer_token, token_acked;
-	bool peer_plain; /* it has sent a packet without the capability bit */
-	bool paused;	 /* the peer is stopped */
-	bool resuming;	 /* we moved; requests wait for the peer's acknowledgement */
+	bool peer_plain;  /* it has sent a packet without the capability bit */
+	bool paused;	  /* the peer is stopped */
+	bool paused_idle; /* and we have not asked it anything since */
+	bool resuming;	  /* we moved; requests wait for the peer's acknowledgement */
 	uint32_t peer_epoch;
 	uint8_t announce_left;
 	bool send_announce, send_token, send_token_ack, send_resume, send_resume_ack;
@@ -573,6 +574,8 @@ void mg_mig_pause(struct mg_qp *qp, mg_time now);
 /* Nobody answers, and another QP to the same address was told why: pause this one too. False: there is none. */
 bool mg_mig_pause_with_others(struct mg_qp *qp, mg_time now);
 void mg_mig_unpause(struct mg_qp *qp, mg_time now);
+/* A paused QP has sent a request. */
+void mg_mig_probed(struct mg_qp *qp, mg_time now);
 mg_time mg_mig_deadline(const struct mg_qp *qp);
 void mg_mig_timer(struct mg_qp *qp, mg_time now);
 void mg_mig_resume(struct mg_qp *qp, mg_time now);

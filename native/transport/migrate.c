@@ -12,6 +12,8 @@
 #define RESUME_GAP_MAX (100 * MG_MS)
 #define PROBE_GAP (20 * MG_MS) /* doubling to PROBE_GAP_MAX */
 #define PROBE_GAP_MAX (200 * MG_MS)
+#define IDLE_GAP (500 * MG_MS) /* of a paused QP with nothing to send, doubling to IDLE_GAP_MAX */
+#define IDLE_GAP_MAX (8 * MG_S)
 #define SILENCE_MAX (60 * MG_S) /* a stopped peer that nobody answers for: ordinary retries begin */
 
 static uint64_t doubled(uint64_t gap, uint64_t max)
@@ -86,10 +88,22 @@ void mg_mig_pause(struct mg_qp *qp, mg_time now)
 	if (m->paused)
 		return;
 	m->paused = true;
+	m->paused_idle = qp->req.una == qp->req.end; /* what is posted next is the first probe */
+	m->probe_gap = m->paused_idle ? IDLE_GAP : PROBE_GAP;
+	m->probe_at = now + m->probe_gap;
+	qp->req.probe_credit = m->paused_idle;
+	mg_req_go_back(qp);
+}
+
+void mg_mig_probed(struct mg_qp *qp, mg_time now)
+{
+	struct mg_migration *m = &qp->mig;
+
+	if (!m->paused_idle)
+		return;
+	m->paused_idle = false;
 	m->probe_gap = PROBE_GAP;
 	m->probe_at = now + m->probe_gap;
-	qp->req.probe_credit = false;
-	mg_req_go_back(qp);
 }
 
 bool mg_mig_pause_with_others(struct mg_qp *qp, mg_time now)
@@ -258,6 +272,8 @@ void mg_mig_rx(struct mg_qp *qp, mg_time now, const struct mg_rx *meta, const st
 		m->token_acked = true;
 		m->send_token = false;
 		m->token_at = MG_NEVER;
+		if (m->paused && m->paused_idle)
+			mg_mig_unpause(qp, now);
 	}
 }
 
@@ -335,8 +351,13 @@ static void probe(struct mg_qp *qp, mg_time now)
 		mg_mig_unpause(qp, now);
 		return;
 	}
-	m->probe_gap = doubled(m->probe_gap, PROBE_GAP_MAX);
+	m->probe_gap = doubled(m->probe_gap, m->paused_idle ? IDLE_GAP_MAX : PROBE_GAP_MAX);
 	m->probe_at = now + m->probe_gap;
+	if (m->paused_idle) { /* an announcement that came late is found out: nobody but the peer itself answers */
+		m->send_token = true;
+		mg_qp_ready(qp);
+		return;
+	}
 	mg_req_go_back(qp);
 	qp->req.probe_credit = true;
 }

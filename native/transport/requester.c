@@ -243,6 +243,8 @@ static void sent(struct mg_qp *qp, const struct mg_swqe *w, mg_time now, uint32_
 		r->cur++;
 	/* rdma_rxe drops a repeated empty READ; what follows brings an acknowledgement of both. */
 	r->probe_credit = mg_wqe_is_empty_read(w);
+	if (qp->mig.paused)
+		mg_mig_probed(qp, now);
 }
 
 /*

@@ -136,7 +136,8 @@ class FakeLib:
         local = d.gid_bytes(self.args.gid)
         qps = tuple(
             d.make_qp(self.base + n, peer_qpn=0x900000 + n, local_gid=local, peer_gid=peer, epsn=1000,
-                      next_psn=2000, una_psn=2000, msn=7, token=bytes([n & 0xFF]) * 16, epoch=4)
+                      next_psn=2000, una_psn=2000, msn=7, token=bytes([n & 0xFF]) * 16, epoch=4,
+                      peer_capable=int(self.args.capable))
             for n in self.args.qps
         )
         fd = os.memfd_create("dump")
@@ -200,6 +201,7 @@ def main() -> None:
     p.add_argument("socket")
     p.add_argument("qps", nargs="*", type=lambda text: int(text, 0), default=[])
     p.add_argument("--gid", default="")
+    p.add_argument("--capable", action="store_true")
     p.add_argument("--peer", default="")
     p.add_argument("--comm", default="fake")
     p.add_argument("--stop", default="well")

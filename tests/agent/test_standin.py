@@ -95,6 +95,22 @@ def test_a_capable_peer_is_told_stopped_for_its_psn(opcode: int, more: dict[str,
     assert got.aeth == w.Aeth(w.Syndrome.NAK_STOPPED, 77)
 
 
+@pytest.mark.parametrize("kind", [2, 10], ids=["RC", "XRC target"])
+def test_a_capable_peer_is_told_unasked_for_the_expected_psn(kind: int) -> None:
+    got = parse(list(make(type=kind, peer_capable=1).announce()))
+    assert (got.opcode & 0x1F, got.psn) == (w.Op.ACK, EPSN)
+    assert got.aeth == w.Aeth(w.Syndrome.NAK_STOPPED, 77)
+
+
+def test_nobody_else_is_told_unasked() -> None:
+    """Not who does not speak the extension, who sends us no requests, or is pointed elsewhere."""
+    for fields in ({}, {"type": 3}, {"type": 4}, {"type": 9}):
+        assert list(make(**{"peer_capable": bool(fields), **fields}).announce()) == []
+    moved = make(peer_capable=1)
+    moved.moved(US)
+    assert list(moved.announce()) == []
+
+
 @pytest.mark.parametrize(("opcode", "more"), REQUESTS, ids=_op_name)
 def test_another_peer_is_told_not_ready_for_the_expected_psn(opcode: int, more: dict[str, Any]) -> None:
     got = parse(ask(make(), packet(opcode, EPSN, capable=False, **more)))

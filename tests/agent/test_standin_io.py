@@ -67,6 +67,19 @@ def test_a_peer_is_told_that_the_container_is_stopped(
     assert (got.aeth.syndrome & 0x60 if got.aeth else 0, got.psn) == (0x20, EPSN)
 
 
+def test_peers_are_told_unasked_and_again(
+    stopped: Callable[..., Fake], start_peer: Callable[..., Peer]
+) -> None:
+    peer = start_peer()
+    stopped("--capable")
+    got = [nak(peer) for _ in range(4)]
+    assert {each.psn for each in got} == {EPSN}
+    assert sorted(each.dest_qpn for each in got) == sorted([*{each.dest_qpn for each in got}] * 2)
+    peer.send(peer.packet(w.Op.SEND_ONLY, 0x12, 7))
+    while nak(peer).psn != 7:
+        pass
+
+
 def test_ipv6_peers_are_told_too(stopped: Callable[..., Fake], start_peer: Callable[..., Peer]) -> None:
     stopped(address="fd07::1", peer="fd07::2")
     peer = start_peer("fd07::2", "fd07::1")

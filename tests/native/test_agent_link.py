@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from migroce import control
+from migroce.agent.standin import StandIn
 from migroce.control import Hello, HelloState, Stop, Stopped, Welcome
+from migroce.wire import Op, parse
 
-from .fakeagent import FakeAgent, Link, sockets_for, steer, udp_sockets, until
+from .fakeagent import WAIT, FakeAgent, Link, sockets_for, steer, udp_sockets, until
 from .netns import Node
 from .tool import Tool, ToolError, both, connect, connect_twin
 
@@ -99,6 +102,31 @@ def test_a_process_is_stopped_and_goes_on_as_if_nothing_had_been(
             if busy:
                 a("spin 0")
             both(a, b, "both 100 10000", "both 100 10000")
+
+
+def test_a_peer_with_nothing_under_way_is_told_unasked_and_waits_when_it_has(
+        agent: FakeAgent, nodes: tuple[Node, Node]) -> None:
+    """Nobody answers it from then on, for longer than its retries last (8 times 268 ms)."""
+    with sockets_for(nodes[0]) as socks, opened(agent, nodes[0], socks) as (a, link), Tool(nodes[1]) as b:
+        connect(a, b, timeout=16)
+        until("the peer is known", lambda: link.live_dump().qps[0].peer_capable)
+        agent.vanish()
+        (reply,) = StandIn([link.stop()]).announce()
+        socks[0].sendto(reply.data, (nodes[1].address, reply.dst_port))
+        until("b has heard it", lambda: b.counters()["nak_stopped_rx"])
+        b.put("both 1 1000")
+        # Probes after 20, 60, 140, 300 ms and then each 200 ms: 15 take as long as all its retries.
+        heard = 0
+        while heard < 15:
+            assert select.select([socks[0], b.process.stdout], [], [], WAIT)[0] == [socks[0]]
+            heard += parse(socks[0].recv(2048)).opcode == Op.SEND_ONLY
+        agent.listen()
+        again, hello = agent.accept(HelloState.STOPPED)
+        with again:
+            again.welcome(hello, nodes[0], socks)
+            assert again.resumed().status == 0
+            a("both 1 1000")
+            assert b.answer()[0] == "done"
 
 
 def test_messages_under_way_at_the_stop_arrive_once(agent: FakeAgent, nodes: tuple[Node, Node]) -> None:

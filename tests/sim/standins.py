@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from migroce.agent.standin import StandIn
+from migroce.agent.standin import Reply, StandIn
 from migroce.dump import Dump
 
 from .world import World
@@ -21,11 +21,12 @@ class _Place:
 
 
 class StandIns:
-    """All stand-ins of a world, by number. `answered`: packets they sent."""
+    """All stand-ins of a world, by number. `answered`: packets they sent when asked."""
 
     def __init__(self, world: World):
         self.world = world
         self.answered = 0
+        self.announcing = True
         self.places: list[_Place] = []
 
     def add(self, dump: Dump, engine: int) -> int:
@@ -36,6 +37,9 @@ class StandIns:
 
     def on(self, number: int) -> None:
         self._set(number, True)
+        if self.announcing:
+            for reply in self.places[number].standin.announce():
+                self._send(reply, self.places[number])
 
     def off(self, number: int) -> None:
         self._set(number, False)
@@ -55,7 +59,9 @@ class StandIns:
             place = self.places[packet.to]
             for reply in place.standin.respond(packet.data, packet.src, packet.sport, packet.dst):
                 self.answered += 1
-                self.world.inject(
-                    reply.src_gid, reply.dst_gid, reply.data, sport=reply.src_port, icrc=False,
-                    sender=place.engine,
-                )  # fmt: skip
+                self._send(reply, place)
+
+    def _send(self, reply: Reply, place: _Place) -> None:
+        self.world.inject(
+            reply.src_gid, reply.dst_gid, reply.data, sport=reply.src_port, icrc=False, sender=place.engine
+        )

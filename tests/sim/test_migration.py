@@ -159,6 +159,7 @@ def test_a_qp_that_could_ask_nobody_waits_with_the_others_to_that_peer(comes_bac
         into = w.b.space(16)
         w.b.recv(1, 16)
         b.post_recv(Wr(2, (into,)))
+        w.standins.announcing = False  # as if it had been lost, for one of them
         number = w.stop(w.b)
         w.a.send(1, b"told")
         w.go(1 * S)

@@ -10,6 +10,7 @@ docs/protocol.md says why. In short, to a request from a QP's peer:
   (ATOMIC WRITE, FLUSH: the empty READ response);
   duplicate READ: RNR NAK for its own PSN (the data is frozen; without an answer a peer with short timeouts
   would give up);
+- unasked, at the beginning: NAK stopped for the expected PSN to each peer with the extension;
 - responses and TOKEN: nothing, their senders repeat them; UC and UD: nothing, they may be lost;
 - RESUME of a peer that was moved meanwhile (proven by its token): its new address is noted and the
   acknowledgement of what was executed sent again, a sign of life; the RESUME itself is repeated until
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import hmac
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from migroce.dump import Dump, QpRecord
@@ -68,6 +69,8 @@ NAKs holds out for three seconds.
 V4_PREFIX = b"\0" * 10 + b"\xff\xff"
 _SERVICES = {2: SVC_RC, 3: SVC_UC, 9: SVC_XRC, 10: SVC_XRC}
 """The service of a QP's packets, by its type; we answer for these."""
+_ASKED = (2, 10)
+"""The types whose peers send requests that wait for an answer."""
 _RNR_CODES = tuple(rnr_timer_code(ns) for ns in RNR_TIMERS_NS)
 
 
@@ -124,6 +127,12 @@ class StandIn:
     def moved(self, gid: bytes) -> None:
         """From now on point peers to the container's new address."""
         self._moved_to = gid
+
+    def announce(self) -> Iterator[Reply]:
+        """What peers are told unasked, for the network may go away before they ask; it may be lost."""
+        for qp in self._qps.values():
+            if qp.record.peer_capable and qp.record.type in _ASKED and self._moved_to is None:
+                yield self._ack(qp, qp.record.epsn, Syndrome.NAK_STOPPED)
 
     def respond(self, packet: bytes, src_gid: bytes, src_port: int, dst_gid: bytes) -> list[Reply]:
         """The answers to a received UDP payload; mostly none or one. Raises nothing."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import re
 import socket
@@ -46,6 +47,8 @@ _VNET_LEN = 10
 _GSO_UDP_L4 = 5
 _GUESS_FROM = 32  # shorter ones are no trains
 _BATCH = 32
+_ANNOUNCE_GAPS = (0.005, 0.02, 0.08, 0.32)
+_ANNOUNCE_BATCH = 64
 _MAX_DATAGRAM = 65536 + 64
 _NET_OFF = 0xFFF00000  # SKF_NET_OFF: relative to the IP header
 _V4_PREFIX = b"\0" * 10 + b"\xff\xff"
@@ -74,6 +77,7 @@ class StandInIO:
     ) -> None:
         self.standin = standin
         self.sent = 0
+        """Answers."""
         self.send_errors = 0
         self._loop = asyncio.get_running_loop()
         self._udp = list(sockets)
@@ -94,6 +98,22 @@ class StandInIO:
         else:
             for sock in self._udp:
                 self._listen(sock)
+        self._telling: asyncio.Handle | None = None
+        self._announce(self.standin.announce(), _ANNOUNCE_GAPS)
+
+    def _announce(self, replies: Iterator[Reply], gaps: Sequence[float]) -> None:
+        """Tell the peers, some at a time, then again after `gaps` seconds each."""
+        for reply in itertools.islice(replies, _ANNOUNCE_BATCH):
+            if reply.dst_gid[0] != 0xFE:  # by which interface is only known when it asks
+                self._send(reply, 0)
+        if (more := next(replies, None)) is not None:
+            rest = itertools.chain([more], replies)
+            self._telling = self._loop.call_soon(self._announce, rest, gaps)
+        elif gaps:
+            again, rest_of_gaps = self.standin.announce, gaps[1:]
+            self._telling = self._loop.call_later(
+                gaps[0], lambda: self._announce(again(), rest_of_gaps)
+            )
 
     @property
     def sees_locked_network(self) -> bool:
@@ -105,6 +125,8 @@ class StandInIO:
         if self._closed:
             return
         self._closed = True
+        if self._telling is not None:
+            self._telling.cancel()
         for sock in self._readers:
             self._loop.remove_reader(sock.fileno())
         if self._packet:  # waits for an RCU grace period each, some 20 ms: not while a container resumes
@@ -146,18 +168,18 @@ class StandInIO:
                 if key in told:
                     continue
                 for reply in self.standin.respond(packet, train.src, train.sport, train.dst):
-                    self._send(reply, train.scope)
+                    self.sent += self._send(reply, train.scope)
                     if len(key) == 4 and key[0] & 1:
                         told.add(key)
         return len(trains) == _BATCH
 
-    def _send(self, reply: Reply, scope: int) -> None:
+    def _send(self, reply: Reply, scope: int) -> bool:
         v4 = reply.dst_gid[:12] == _V4_PREFIX
         family = socket.AF_INET if v4 else socket.AF_INET6
         sock = next((s for s in self._udp if s.family == family), None)
         if sock is None:
             self.send_errors += 1
-            return
+            return False
         to: tuple[str, int] | tuple[str, int, int, int]
         if v4:
             info = struct.pack("I4s4s", 0, reply.src_gid[12:], b"\0" * 4)
@@ -169,9 +191,10 @@ class StandInIO:
             to = (socket.inet_ntop(socket.AF_INET6, reply.dst_gid), reply.dst_port, 0, scope)
         try:
             sock.sendmsg([reply.data], [control], socket.MSG_DONTWAIT, to)
-            self.sent += 1
         except OSError:
             self.send_errors += 1
+            return False
+        return True
 
 
 def _close_all(sockets: list[socket.socket]) -> None:
