@@ -56,24 +56,6 @@ void *mgv_alloc_dmah(struct ibv_context *c, void *attr)
 	return mgv_is_ours(c) ? NULL : NEWER_PTR(mgv_alloc_dmah, "ibv_alloc_dmah", c, attr);
 }
 
-/* rdma-core 64 */
-MGV_EXPORT void *mgv_alloc_buf(struct ibv_pd *pd, size_t size, void *buf) __asm__("ibv_alloc_buf");
-void *mgv_alloc_buf(struct ibv_pd *pd, size_t size, void *buf)
-{
-	errno = EOPNOTSUPP;
-	return mgv_is_ours(pd->context) ? NULL : NEWER_PTR(mgv_alloc_buf, "ibv_alloc_buf", pd, size, buf);
-}
-
-MGV_EXPORT void *mgv_reg_buf_mr(struct ibv_pd *pd, void *buf, void *addr, size_t length,
-				int access) __asm__("ibv_reg_buf_mr");
-void *mgv_reg_buf_mr(struct ibv_pd *pd, void *buf, void *addr, size_t length, int access)
-{
-	errno = EOPNOTSUPP;
-	return mgv_is_ours(pd->context)
-		       ? NULL
-		       : NEWER_PTR(mgv_reg_buf_mr, "ibv_reg_buf_mr", pd, buf, addr, length, access);
-}
-
 /* rdma-core 65 */
 MGV_EXPORT int mgv_comp_cntr_caps(struct ibv_context *c, void *caps,
 				  size_t size) __asm__("_ibv_query_comp_cntr_caps");

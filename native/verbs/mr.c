@@ -125,10 +125,14 @@ struct reg_mr_ex_attr {
 	uint64_t comp_mask;
 	uint64_t iova;
 	void *addr;
-	/* then fd, fd_offset, dmah, buf: refused by comp_mask */
+	int fd; /* this, fd_offset and dmah: refused by comp_mask */
+	uint64_t fd_offset;
+	void *dmah;
+	struct mgv_buf *buf; /* from rdma-core 64 on */
 };
 #define REG_MR_EX_IOVA (1ull << 0)
 #define REG_MR_EX_ADDR (1ull << 1)
+#define REG_MR_EX_BUF (1ull << 5)
 
 MGV_EXPORT struct ibv_mr *mgv_reg_mr_ex(struct ibv_pd *pd,
 					struct reg_mr_ex_attr *attr) __asm__("ibv_reg_mr_ex");
@@ -142,11 +146,13 @@ struct ibv_mr *mgv_reg_mr_ex(struct ibv_pd *pd, struct reg_mr_ex_attr *attr)
 		errno = ENOSYS;
 		return NULL;
 	}
-	if (attr->comp_mask & ~(REG_MR_EX_IOVA | REG_MR_EX_ADDR)) {
+	if (attr->comp_mask & ~(REG_MR_EX_IOVA | REG_MR_EX_ADDR | REG_MR_EX_BUF)) {
 		errno = EOPNOTSUPP;
 		return NULL;
 	}
-	if (!(attr->comp_mask & REG_MR_EX_ADDR)) {
+	if (!(attr->comp_mask & REG_MR_EX_ADDR) ||
+	    (attr->comp_mask & REG_MR_EX_BUF &&
+	     (!attr->buf || !mgv_buf_holds(attr->buf, attr->addr, attr->length)))) {
 		errno = EINVAL;
 		return NULL;
 	}

@@ -130,7 +130,7 @@ struct reg_attr {
 	void *addr;
 	int fd;
 	uint64_t fd_offset;
-	void *dmah;
+	void *dmah, *buf;
 };
 struct ibv_mr *reg_mr_ex(struct ibv_pd *pd, struct reg_attr *attr) __asm__("ibv_reg_mr_ex")
 	__attribute__((weak));
@@ -152,6 +152,44 @@ static void the_newer_registration_works(void)
 	CHECK_ERRNO(reg_mr_ex(pd, &a), EOPNOTSUPP);
 	a.comp_mask = 0;
 	CHECK_ERRNO(reg_mr_ex(pd, &a), EINVAL);
+	end();
+}
+
+/* rdma-core 64's, whose ibv_rc_pingpong works in such a buffer. */
+void *alloc_buf(struct ibv_pd *pd, size_t size, void **buf) __asm__("ibv_alloc_buf") __attribute__((weak));
+void free_buf(void *buf) __asm__("ibv_free_buf") __attribute__((weak));
+struct ibv_mr *reg_buf_mr(struct ibv_pd *pd, void *buf, void *addr, size_t length,
+			  int access) __asm__("ibv_reg_buf_mr") __attribute__((weak));
+
+static void buffers_are_allocated_and_registered(void)
+{
+	struct reg_attr a = {.length = LEN, .access = IBV_ACCESS_LOCAL_WRITE, .comp_mask = 2 | 32};
+	struct ibv_mr *mr;
+	void *buf;
+	char *p;
+
+	begin();
+	CHECK(alloc_buf && free_buf && reg_buf_mr);
+	CHECK(p = alloc_buf(pd, LEN, &buf));
+	CHECK_EQ((uintptr_t)p % 4096, 0);
+	memset(p, 1, LEN);
+	CHECK(mr = reg_buf_mr(pd, buf, p, LEN, IBV_ACCESS_LOCAL_WRITE));
+	CHECK(mr->addr == p && mr->length == LEN);
+	CHECK_EQ(ibv_dereg_mr(mr), 0);
+	CHECK(mr = reg_buf_mr(pd, buf, p + 1, LEN - 1, 0));
+	CHECK_EQ(ibv_dereg_mr(mr), 0);
+	CHECK_ERRNO(reg_buf_mr(pd, buf, p, LEN + 1, 0), EINVAL);
+	CHECK_ERRNO(reg_buf_mr(pd, buf, p + 1, SIZE_MAX, 0), EINVAL);
+	CHECK_ERRNO(reg_buf_mr(pd, buf, p - 1, 1, 0), EINVAL);
+	CHECK_ERRNO(reg_buf_mr(pd, NULL, p, LEN, 0), EINVAL);
+	a.addr = p;
+	a.buf = buf;
+	CHECK(mr = reg_mr_ex(pd, &a));
+	CHECK_EQ(ibv_dereg_mr(mr), 0);
+	a.length++;
+	CHECK_ERRNO(reg_mr_ex(pd, &a), EINVAL);
+	free_buf(buf);
+	CHECK_ERRNO(alloc_buf(pd, SIZE_MAX / 2, &buf), ENOMEM);
 	end();
 }
 
@@ -184,4 +222,4 @@ static void parent_domains_stand_for_their_pd(void)
 
 TV_MAIN(T(a_region_says_what_it_is), T(memory_that_is_not_there_is_efault), T(bad_registrations_are_refused),
 	T(optional_flags_are_ignored), T(reregistering_changes_in_place), T(the_newer_registration_works),
-	T(parent_domains_stand_for_their_pd))
+	T(buffers_are_allocated_and_registered), T(parent_domains_stand_for_their_pd))
