@@ -46,7 +46,7 @@ test-interop:
 	@scripts/setup interop
 	@scripts/interop
 
-## make test-sweep  all of perftest with every option between two namespaces (root; half an hour)
+## make test-sweep  all of perftest and other programs, option by option (root; an hour)
 test-sweep:
 	@scripts/setup test
 	$(PY) -m tests.workload.sweep
