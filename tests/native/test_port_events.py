@@ -64,7 +64,12 @@ class Watch:
 
 @contextlib.contextmanager
 def watching(node: Node, agent: str) -> Iterator[Watch]:
-    env = {"LD_PRELOAD": str(paths.library()), "MIGROCE_AGENT": agent, "MIGROCE_ADDR": node.address}
+    libraries = [os.environ.get("MIGROCE_SANITIZER_RUNTIME", ""), str(paths.library())]
+    env = {
+        "LD_PRELOAD": ":".join(filter(None, libraries)),
+        "MIGROCE_AGENT": agent,
+        "MIGROCE_ADDR": node.address,
+    }
     command = node.command("env", *(f"{k}={v}" for k, v in env.items()), "ibv_asyncwatch")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -135,7 +140,8 @@ def test_a_stop_is_no_event_but_what_has_changed_in_it_is(two: tuple[Node, Node]
 
 
 def test_a_port_that_is_plugged_in_after_the_move_has_not_failed(
-        two: tuple[Node, Node], stopping: Stopping) -> None:
+    two: tuple[Node, Node], stopping: Stopping
+) -> None:
     node, peer = two
     stopping.stop_and_resume(lambda: unplug(two))
     link(peer, "up")
