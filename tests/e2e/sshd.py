@@ -7,6 +7,7 @@ import os
 import pwd
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,8 @@ class Keys:
 class Sshd:
     """An sshd on a node of a lab."""
 
-    def __init__(self, node: LocalNode, keys: Keys) -> None:
+    def __init__(self, node: LocalNode, keys: Keys, environment: Mapping[str, str] | None = None) -> None:
+        """`environment`: what those who log in have in theirs."""
         self.node = node
         program = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
         env: dict[str, str] = {}
@@ -81,6 +83,8 @@ class Sshd:
                 if (prefix / "usr/lib/openssh" / name).is_file():  # 9.8 and later
                     extra += f"{option} {prefix}/usr/lib/openssh/{name}\n"
             env.update(self._user(prefix, keys.where))
+        if environment:
+            extra += "SetEnv " + " ".join(f'"{name}={value}"' for name, value in environment.items()) + "\n"
         Path("/run/sshd").mkdir(exist_ok=True)
         config = keys.where / "sshd_config"
         config.write_text(
@@ -122,9 +126,12 @@ class Sshd:
         self.process.wait()
 
 
-def serve(lab: Lab, keys: Keys, nodes: tuple[str, ...] = ("a", "b"), from_: str = "c") -> list[Sshd]:
+def serve(
+    lab: Lab, keys: Keys, nodes: tuple[str, ...] = ("a", "b"), from_: str = "c",
+    environment: Mapping[str, str] | None = None,
+) -> list[Sshd]:  # fmt: skip
     """An sshd on each of `nodes`, reachable from the node `from_`."""
-    daemons = [Sshd(lab.node(node), keys) for node in nodes]
+    daemons = [Sshd(lab.node(node), keys, environment) for node in nodes]
     client = lab.node(from_)
 
     def look(ip: str) -> bool:
