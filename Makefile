@@ -5,7 +5,7 @@
 PY = .venv/bin/python
 PYTEST = $(PY) -m pytest -q
 
-.PHONY: help build demo test test-unit test-e2e test-e2e-quick test-interop test-docker test-sweep demo-docker test-sanitizers lint format bench fuzz clean distclean
+.PHONY: help build demo test test-unit test-e2e test-e2e-quick test-interop test-moves test-docker test-sweep demo-docker test-sanitizers lint format bench fuzz clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -34,6 +34,11 @@ test:
 test-e2e:
 	@scripts/setup test
 	$(PYTEST) tests/e2e tests/native tests/verbs --timeout 900
+
+## make test-moves  perftest, UCX, fio and rdma_cm's programs moved there and back, either end and both at once (root)
+test-moves:
+	@scripts/setup test
+	$(PYTEST) tests/e2e/test_journeys.py tests/e2e/test_pending.py tests/e2e/test_rdmacm.py --timeout 900
 
 ## make test-docker  Docker's recipe by hand and by command, with Docker 20.10 and 26.1 in the lab (root)
 test-docker:

@@ -15,9 +15,10 @@ PROGRAM = "/usr/local/bin/keepcheck"
 class Pending:
     """A server and a client of keepcheck, held at each step until the test lets them go on."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, memory: str = "private") -> None:
         files = {PROGRAM: str(built("tests/workload/keepcheck"))}
         argv = ["sh", "-c", 'mkdir -p /hold && exec "$@"', "sh", PROGRAM, "--hold", "/hold"]
+        argv += ["--memory", memory]
         self.server = stage.box("keep-server", "a", argv, files=files)
         self.client = stage.box("keep-client", "b", [*argv, self.server.ip], files=files)
         self.boxes = (self.server, self.client)
@@ -66,6 +67,20 @@ def test_everything_pending_is_there_after_ten_moves_of_one_end(stage: Stage, wh
     for step in ("pending", "used"):
         for _ in range(5):
             check.boxes[who].move()
+        check.on(step)
+        if step == "pending":
+            check.reach("used")
+    check.finish()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", ["sparse", "memfd", "/dev/shm/registered"])
+def test_regions_of_any_kind_of_memory_move(stage: Stage, memory: str) -> None:
+    """2 GiB of which little is touched, a memfd, shared memory."""
+    check = Pending(stage, memory)
+    for step in ("pending", "used"):
+        check.server.move()
+        check.client.move()
         check.on(step)
         if step == "pending":
             check.reach("used")

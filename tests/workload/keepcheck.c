@@ -2,8 +2,8 @@
 /*
  * keepcheck - everything a verbs program may have pending, left pending until the program is let go on.
  *
- *	keepcheck --hold DIR             server
- *	keepcheck --hold DIR SERVER-IP   client
+ *	keepcheck --hold DIR --memory KIND             server
+ *	keepcheck --hold DIR --memory KIND SERVER-IP   client
  *
  * Both ends do the same to each other. They write the name of each step they have come to into DIR/at and
  * go on when there is a file DIR/go-STEP; in between (a move, one hopes) nothing may change:
@@ -426,14 +426,14 @@ static void end(const uint32_t key[2], uint32_t new_key)
 int main(int argc, char **argv)
 {
 	uint32_t key[2], new_key;
-	int wrong = argc < 3 || strcmp(argv[1], "--hold") != 0;
 
-	if (wrong) {
-		fputs("usage: keepcheck --hold DIR [SERVER-IP]\n", stderr);
+	if (argc < 5 || strcmp(argv[1], "--hold") != 0 || strcmp(argv[3], "--memory") != 0) {
+		fputs("usage: keepcheck --hold DIR --memory private|sparse|memfd|FILE [SERVER-IP]\n", stderr);
 		return 2;
 	}
 	hold = argv[2];
-	tcp = argc > 3 ? tcp_connect(argv[3], PORT, 20) : tcp_accept(PORT);
+	my.memory = argv[4];
+	tcp = argc > 5 ? tcp_connect(argv[5], PORT, 20) : tcp_accept(PORT);
 	make(&my);
 	tcp_write(tcp, &my.mine, sizeof(my.mine));
 	tcp_read(tcp, &my.theirs, sizeof(my.theirs));

@@ -64,6 +64,7 @@ struct keep {
 	struct ibv_srq *srq, *xsrq;
 	struct ibv_xrcd *xrcd;
 	struct ibv_ah *ah;
+	const char *memory; /* its kind: keepsetup.c */
 	uint8_t *buf;
 	struct side mine, theirs;
 };

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -107,8 +108,34 @@ static struct ibv_qp *make_qp(struct keep *k, int q)
 	return need(ibv_create_qp_ex(k->ctx, &a), "a QP");
 }
 
+/* Memory of one kind, of at least BUF_SIZE bytes: private, sparse, memfd, or the name of a file to map. */
+static uint8_t *memory(const char *kind, size_t *size)
+{
+	int fd = -1, flags = MAP_PRIVATE | MAP_ANONYMOUS;
+	void *at;
+
+	*size = BUF_SIZE;
+	if (!strcmp(kind, "sparse")) {
+		*size = (size_t)2 << 30;
+		flags |= MAP_NORESERVE;
+	} else if (strcmp(kind, "private") != 0) {
+		fd = strcmp(kind, "memfd") ? open(kind, O_RDWR | O_CREAT, 0600)
+					   : memfd_create("keepcheck", 0);
+		if (fd < 0 || ftruncate(fd, BUF_SIZE))
+			die("%s", kind);
+		flags = MAP_SHARED;
+	}
+	at = mmap(NULL, *size, PROT_READ | PROT_WRITE, flags, fd, 0);
+	if (at == MAP_FAILED)
+		die("mmap of %s", kind);
+	if (fd >= 0)
+		close(fd);
+	return at;
+}
+
 void make(struct keep *k)
 {
+	size_t size;
 	struct ibv_device **list = need(ibv_get_device_list(NULL), "no RDMA device");
 	struct ibv_srq_init_attr si = {.attr = {.max_wr = DEPTH, .max_sge = 1}};
 	struct ibv_srq_init_attr_ex xi = {.attr = si.attr, .srq_type = IBV_SRQT_XRC};
@@ -118,9 +145,9 @@ void make(struct keep *k)
 	k->ctx = need(list[0] ? ibv_open_device(list[0]) : NULL, "no RDMA device");
 	ibv_free_device_list(list);
 	k->pd = need(ibv_alloc_pd(k->ctx), "a PD");
-	k->buf = need(aligned_alloc(4096, BUF_SIZE), "memory");
+	k->buf = memory(k->memory, &size);
 	memset(k->buf, 0, BUF_SIZE);
-	k->mr = need(ibv_reg_mr(k->pd, k->buf, BUF_SIZE, ALL), "a region");
+	k->mr = need(ibv_reg_mr(k->pd, k->buf, size, ALL), "a region");
 	k->cq = need(ibv_create_cq(k->ctx, 256, NULL, NULL, 0), "a CQ");
 	k->recv_cq = need(ibv_create_cq(k->ctx, 64, NULL, NULL, 0), "a CQ");
 	k->srq_cq = need(ibv_create_cq(k->ctx, DEPTH, NULL, NULL, 0), "a CQ");
