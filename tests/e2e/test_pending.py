@@ -74,9 +74,9 @@ def test_everything_pending_is_there_after_ten_moves_of_one_end(stage: Stage, wh
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("memory", ["sparse", "memfd", "/dev/shm/registered"])
+@pytest.mark.parametrize("memory", ["sparse", "memfd", "/dev/shm/registered", "/registered"])
 def test_regions_of_any_kind_of_memory_move(stage: Stage, memory: str) -> None:
-    """2 GiB of which little is touched, a memfd, shared memory."""
+    """2 GiB of which little is touched, a memfd, shared memory, a file."""
     check = Pending(stage, memory)
     for step in ("pending", "used"):
         check.server.move()

@@ -85,6 +85,32 @@ ls /usr/share/doc; cat /data/hard /dev/shm/segment; test -e /etc/hostname; echo 
     assert seen() == before
 
 
+MAPPED = """
+import mmap, os, time
+with open("/mapped", "w+b") as file:
+    file.truncate(4096)
+    memory = mmap.mmap(file.fileno(), 4096)
+count = 0
+while not os.path.exists("/stop"):
+    count += 1
+    memory[:8] = count.to_bytes(8, "little")
+    time.sleep(0.001)
+    assert int.from_bytes(memory[:8], "little") == count
+    os.close(os.open("/ready", os.O_CREAT))
+"""
+
+
+def test_what_is_written_through_a_mapping_until_the_freeze_is_not_lost(stage: Stage) -> None:
+    box = stage.box("mapped", "a", ["python3", "-c", MAPPED], device=False)
+    wait_for("counting", lambda: box.file("/ready").exists())
+    for _ in range(2):
+        box.move()
+        box.file("/ready").unlink()
+        wait_for("counting on", lambda: box.file("/ready").exists() or box.info()["status"] == "exited")
+    box.file("/stop").touch()
+    assert box.wait() == 0, box.log()
+
+
 def users_bundle(directory: Path, netns: str | None) -> Path:
     """A bundle as a user makes it: `runc spec`, a root file system, a few changes."""
     directory.mkdir()

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import mmap
 import os
 import shutil
 import socket
 import stat
 import tarfile
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ NAMES = st.one_of(
 MODES = st.sampled_from([0o644, 0o600, 0o755, 0o4711, 0o1777, 0o000])
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Node:
     """A file to be made; `content` depends on the kind."""
 
@@ -241,6 +242,22 @@ def test_only_what_has_changed_is_sent_again_with_the_other_names_of_its_file() 
     touched = tree.Entry(0o100644, 2, 5, old + 2 * 10**9, 2)
     send, gone = tree.changes(before, _scan(old + 3 * 10**9, same=same, one=touched, other=touched, new=same))
     assert (send, gone) == (["new", "one", "other"], ["gone"])
+
+
+def test_a_file_that_is_mapped_to_be_written_is_sent_again(tmp_path: Path) -> None:
+    """Once its page is dirty a mapping changes no time stamp; one that only reads does not matter."""
+    for name in ("written", "read"):
+        (tmp_path / name).write_bytes(bytes(4096))
+        os.utime(tmp_path / name)
+    with (tmp_path / "written").open("r+b") as w, (tmp_path / "read").open("rb") as r:
+        with mmap.mmap(w.fileno(), 0), mmap.mmap(r.fileno(), 0, access=mmap.ACCESS_READ):
+            mapped = tree.scan(tmp_path, os.getpid())
+        gone = tree.scan(tmp_path, os.getpid())
+    later = dataclasses.replace(mapped, taken_ns=mapped.taken_ns + 10**9)
+    unmapped = dataclasses.replace(gone, taken_ns=later.taken_ns)
+    assert tree.changes(later, gone)[0] == ["written"]
+    assert tree.changes(unmapped, mapped)[0] == ["written"]
+    assert tree.changes(unmapped, gone)[0] == []
 
 
 def test_what_changed_just_before_the_first_look_is_sent_again() -> None:

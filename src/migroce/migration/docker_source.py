@@ -161,7 +161,7 @@ class DockerSource(SourceSide):
         return super()._produce(what, sock)
 
     def _send_tree(self, what: str, root: Path, sock: socket.socket) -> int:
-        now = tree.scan(root)
+        now = tree.scan(root, self.found["State"]["Pid"] or None)
         name = what.removesuffix("-rest")
         send, gone = tree.changes(self._scans.get(name), now)
         self._scans[name] = now

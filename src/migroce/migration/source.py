@@ -266,7 +266,7 @@ class SourceSide:
 
     def _send_layer(self, what: str, sock: socket.socket) -> int:
         root, _ = self._layer()
-        now = tree.scan(root)
+        now = tree.scan(root, self.engine.info(self.container).pid)
         send, gone = tree.changes(self._before, now)
         self._before = now
         streams.send_record(sock, {"what": what, "remove": gone})

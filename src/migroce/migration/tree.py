@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from migroce import urgency
+
 _XATTR = "SCHILY.xattr."
 _RACY_NS = 50_000_000
 """A change this close to a scan may have the same time stamp as the scan saw."""
@@ -28,7 +30,7 @@ _HOLE = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What tells whether a file has changed: any change sets ctime."""
+    """What tells whether a file has changed: ctime, but for what a mapping writes later."""
 
     mode: int
     inode: int
@@ -43,15 +45,21 @@ class Scan:
 
     entries: Mapping[str, Entry]
     taken_ns: int
+    mapped: frozenset[int] = frozenset()
+    """Inodes that processes could write by memory, which a page that is dirty already tells nobody."""
 
     def bytes(self) -> int:
         """Size of all regular files."""
         return sum(entry.size for entry in self.entries.values() if stat.S_ISREG(entry.mode))
 
 
-def scan(root: Path) -> Scan:
-    """Look at every entry below `root`, following nothing. Raises OSError if `root` is not there."""
+def scan(root: Path, pid: int | None = None) -> Scan:
+    """Look at every entry below `root`, following nothing, and what `pid` and its children have mapped of it.
+
+    Raises OSError if `root` is not there.
+    """
     taken = time.time_ns()
+    mapped = frozenset() if pid is None else _mapped(pid)
     entries: dict[str, Entry] = {".": _entry(os.lstat(root))}
     todo = [""]
     while todo:
@@ -64,7 +72,18 @@ def scan(root: Path) -> Scan:
                     entries[name] = _entry(info)
                     if stat.S_ISDIR(info.st_mode):
                         todo.append(name + "/")
-    return Scan(entries, taken)
+    return Scan(entries, taken, mapped)
+
+
+def _mapped(pid: int) -> frozenset[int]:
+    """Inodes of which a process or a descendant has a shared mapping that may be written."""
+    found: set[int] = set()
+    with contextlib.suppress(OSError):  # it has ended
+        for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
+            _, access, _, _, inode, *_ = line.split(maxsplit=5)
+            if access[1] == "w" and access[3] == "s":
+                found.add(int(inode))
+    return frozenset(found).union(*(_mapped(child) for child in urgency.children(pid)))
 
 
 def _entry(info: os.stat_result) -> Entry:
@@ -75,10 +94,13 @@ def changes(before: Scan | None, now: Scan) -> tuple[list[str], list[str]]:
     """(paths to send, parents first; paths to remove, children first). Without `before`: everything."""
     if before is None:
         return sorted(now.entries), []
+    mapped = before.mapped | now.mapped
     send = {
         path
         for path, entry in now.entries.items()
-        if before.entries.get(path) != entry or entry.ctime_ns > before.taken_ns - _RACY_NS
+        if before.entries.get(path) != entry
+        or entry.ctime_ns > before.taken_ns - _RACY_NS
+        or entry.inode in mapped
     }
     inodes = {now.entries[path].inode for path in send if now.entries[path].links > 1}
     if inodes:  # names of one file stay names of one file only if they are sent together
