@@ -244,7 +244,8 @@ static void rx_write(struct mg_qp *qp, const struct mg_hdrs *h)
 		mg_resp_refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
 		return;
 	}
-	if (!(qp->access & IBV_ACCESS_REMOTE_WRITE)) { /* not offered by this QP (IBA 9.7.4.1.5) */
+	/* Not offered by this QP (IBA 9.7.4.1.5), or longer than a message may be, whatever the key opens. */
+	if (!(qp->access & IBV_ACCESS_REMOTE_WRITE) || left > 1u << 31) {
 		mg_resp_refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
 		return;
 	}

@@ -269,6 +269,7 @@ void mgv_ops_defaults(struct verbs_context *v);
 uint32_t mgv_handle(struct mgv_context *ctx); /* dev->lock held */
 
 /* query.c */
+#define MGV_FW_VER "0.0.0" /* what rdma_rxe has: no firmware, but programs print it */
 int mgv_query_device_ex(struct ibv_context *c, const struct ibv_query_device_ex_input *in,
 			struct ibv_device_attr_ex *attr, size_t size);
 int mgv_query_rt_values(struct ibv_context *c, struct ibv_values_ex *values);

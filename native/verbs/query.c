@@ -3,6 +3,8 @@
 #include "verbs/forward.h"
 #include "verbs/mgv.h"
 
+#include <stdio.h>
+
 #define PORT 1u
 #define N_PKEY 1
 #define N_GID (sizeof(((struct mg_port *)0)->gid) / sizeof(struct mg_addr))
@@ -27,6 +29,7 @@ static void device_attr(struct mg_device *dev, struct ibv_device_attr *a)
 
 	mg_device_port(dev, &port);
 	memset(a, 0, sizeof(*a));
+	snprintf(a->fw_ver, sizeof(a->fw_ver), "%s", MGV_FW_VER);
 	a->node_guid = mgv_guid(port.mac);
 	a->sys_image_guid = a->node_guid;
 	a->max_mr_size = UINT64_MAX;
@@ -34,9 +37,9 @@ static void device_attr(struct mg_device *dev, struct ibv_device_attr *a)
 	a->vendor_id = 0xffffff;
 	a->max_qp = (1 << 18) - 2; /* a process's id range */
 	a->max_qp_wr = MG_MAX_QP_WR;
-	a->device_cap_flags = IBV_DEVICE_CURR_QP_STATE_MOD | IBV_DEVICE_SYS_IMAGE_GUID |
-			      IBV_DEVICE_RC_RNR_NAK_GEN | IBV_DEVICE_SRQ_RESIZE | IBV_DEVICE_XRC |
-			      IBV_DEVICE_PORT_ACTIVE_EVENT | IBV_DEVICE_MEM_WINDOW |
+	a->device_cap_flags = IBV_DEVICE_BAD_QKEY_CNTR | IBV_DEVICE_CURR_QP_STATE_MOD |
+			      IBV_DEVICE_SYS_IMAGE_GUID | IBV_DEVICE_RC_RNR_NAK_GEN | IBV_DEVICE_SRQ_RESIZE |
+			      IBV_DEVICE_XRC | IBV_DEVICE_PORT_ACTIVE_EVENT | IBV_DEVICE_MEM_WINDOW |
 			      IBV_DEVICE_MEM_WINDOW_TYPE_2B | IBV_DEVICE_MEM_MGT_EXTENSIONS;
 	a->max_sge = MG_MAX_SGE;
 	a->max_sge_rd = MG_MAX_SGE;

@@ -52,7 +52,7 @@ bool mgv_sysfs(const char *file, char *out, size_t size)
 		const char *file, *text;
 	} fixed[] = {
 		{"node_type", "1: CA"}, {"node_desc", "migroce"},
-		{"fw_ver", ""},		{"ports/1/link_layer", "Ethernet"},
+		{"fw_ver", MGV_FW_VER}, {"ports/1/link_layer", "Ethernet"},
 		{"ports/1/lid", "0x0"}, {"ports/1/pkeys/0", "0xffff"},
 	};
 	struct mg_port port;

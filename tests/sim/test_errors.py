@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from migroce.wire import Aeth, Op, Packet, build_body
+from migroce.wire import Aeth, Op, Packet, Reth, build_body, parse
 
 from .pair import Node, Pair
 from .records import NEVER, US, Action, Link, S, Sge, Wr
@@ -109,6 +109,25 @@ def test_a_qp_offers_only_what_its_own_flags_say(opcode: WrOpcode, access: Acces
         w.go(1 * S)
         assert w.a.done() == [(1, WcStatus.REM_INV_REQ_ERR)]
         assert _events(w, w.b) == [Event.QP_REQ_ERR]
+
+
+@pytest.mark.parametrize("length", [(1 << 31) + 1, (1 << 32) - 1])
+@pytest.mark.parametrize("opcode", [Op.WRITE_FIRST, Op.READ_REQ])
+def test_a_length_that_no_message_may_have_is_an_invalid_request(opcode: int, length: int) -> None:
+    """Whatever the key opens: nothing is written, and the NAK is not the one for wrong keys."""
+    with Pair() as w:
+        w.settle()
+        at = w.b.space(1024)
+        w.rule(Action.CAPTURE, Op.ACK)
+        forged = Packet(
+            opcode, w.b.qp.num, w.b.dump().epsn, reth=Reth(at.addr, w.b.mr.rkey, length),
+            payload=b"x" * 1024 if opcode == Op.WRITE_FIRST else b"",
+        )  # fmt: skip
+        w.inject(w.a.engine.gid, w.b.engine.gid, build_body(forged))
+        w.go(1 * S)
+        assert [p.aeth.syndrome for p in (parse(c.data) for c in w.captured()) if p.aeth] == [0x61]
+        assert _events(w, w.b) == [Event.QP_REQ_ERR]
+        assert w.b.get(at) == bytes(1024)
 
 
 @pytest.mark.parametrize("opcode", [WrOpcode.SEND, WRITE, READ])

@@ -96,6 +96,8 @@ static void attributes_are_those_of_a_small_rxe(void)
 	CHECK_EQ(attr.max_pkeys, 1);
 	CHECK(attr.max_srq >= 960 && attr.max_srq_wr >= 16384 && attr.max_srq_sge >= 8);
 	CHECK(attr.device_cap_flags & IBV_DEVICE_SRQ_RESIZE);
+	CHECK(attr.device_cap_flags & IBV_DEVICE_BAD_QKEY_CNTR); /* qkey_viol_cntr of the port */
+	CHECK(!strcmp(attr.fw_ver, "0.0.0"));
 	CHECK_EQ(attr.atomic_cap, IBV_ATOMIC_HCA);
 	memset(&ex, 0xa5, sizeof(ex));
 	CHECK_EQ(ibv_query_device_ex(ctx, NULL, &ex), 0);
@@ -248,6 +250,8 @@ static void sysfs_files_are_answered(void)
 
 	CHECK_EQ(ibv_read_sysfs_file(dev->ibdev_path, "node_type", buf, sizeof(buf)), 5);
 	CHECK(!strcmp(buf, "1: CA"));
+	CHECK_EQ(ibv_read_sysfs_file(dev->ibdev_path, "fw_ver", buf, sizeof(buf)), 5);
+	CHECK(!strcmp(buf, "0.0.0"));
 	CHECK(ibv_read_sysfs_file(dev->ibdev_path, "ports/1/gid_attrs/types/1", buf, sizeof(buf)) > 0);
 	CHECK(!strcmp(buf, "RoCE v2"));
 	CHECK_EQ(ibv_read_sysfs_file(dev->ibdev_path, "ports/1/gids/1", buf, sizeof(buf)), 39);
