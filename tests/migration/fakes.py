@@ -25,6 +25,8 @@ class World:
         # The source's container.
         self.here = True
         self.stopped = self.frozen = self.unplugged = self.opened = False
+        self.lost = False
+        """Whether something else has ended its processes."""
         self.moved_to = ""
         self.ended = ""
         # The destination's.
@@ -78,6 +80,10 @@ class World:
                 self.moved_to = args["ip"]
             case "adopt":
                 return not self.ended
+            case "undo" if self.lost:
+                self.here = False
+                self.ended = "lost"
+                return {"lost": True}
             case "undo":
                 self.frozen = self.unplugged = self.stopped = False
                 self.ended = "undone"

@@ -12,7 +12,7 @@ from tests.migration.fakes import FakeNode, World
 from migroce.errors import EngineError, MigrationError, MigroceError
 from migroce.migration import orchestrate
 from migroce.migration.journal import PHASES
-from migroce.migration.orchestrate import Migration
+from migroce.migration.orchestrate import ContainerLostError, Migration
 from migroce.migration.report import Event, Report
 from migroce.nodes import Node
 
@@ -173,3 +173,18 @@ def test_when_the_destination_hangs_up_the_error_is_what_it_says() -> None:
         _migration(world).run()
     assert caught.value.running_on == "node-source"
     assert world.runs_on() == ["source"]
+
+
+def test_a_container_that_is_gone_is_said_to_be_and_the_move_has_ended() -> None:
+    world = World()
+    world.lost = True
+
+    def fault(side: str, method: str) -> None:
+        if (side, method) == ("source", "dump"):
+            raise EngineError("dump", "Docker has ended")
+
+    world.fault = fault
+    with pytest.raises(ContainerLostError, match=r"start it again.*Docker has ended") as caught:
+        _migration(world).run()
+    assert caught.value.running_on is None
+    assert (world.ended, world.runs_on()) == ("lost", [])

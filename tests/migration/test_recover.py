@@ -15,6 +15,7 @@ from migroce.engines.oci import stat_fields
 from migroce.errors import MigrationError, NodeError
 from migroce.migration import orchestrate, recover
 from migroce.migration.journal import PHASES, Journal, Record
+from migroce.migration.orchestrate import ContainerLostError
 
 LATER = PHASES[2:]
 
@@ -144,3 +145,14 @@ def test_the_command_line(argv: list[str], status: int, capsys: pytest.CaptureFi
     out, err = capsys.readouterr()
     assert ("usage" in err) == (status == 2)
     assert bool(out) == (status == 0)
+
+
+def test_a_container_that_is_gone_is_recovered_once(left: Left) -> None:
+    path = left.at("dump")
+    left.world.lost = True
+    with pytest.raises(
+        ContainerLostError, match="c on node-source are gone; start it again"
+    ):
+        recover.recover(path)
+    assert left.world.calls.count("source.undo") == 1
+    assert "nothing to recover" in recover.recover(path)

@@ -27,7 +27,8 @@ from migroce.engines import dockerspec, runc
 from migroce.engines.cgroup import Freezer
 from migroce.engines.context import NodeContext, read_json, write_json
 from migroce.engines.docker import DockerEngine, Shim
-from migroce.errors import EngineError, MigrationError
+from migroce.engines.oci import stat_fields
+from migroce.errors import EngineError
 from migroce.migration import dockerkit, journal, streams, tree
 from migroce.migration.dockerhold import Holder
 from migroce.migration.dockerkit import agent_name
@@ -254,7 +255,8 @@ class DockerSource(SourceSide):
     def undo(self, *, stopped: bool, timeout_ms: int, how: str = "undone") -> dict[str, Any]:
         """Let the container run on here as before; {contexts, qps} resumed. Can be repeated. Raises.
 
-        `stopped`: its RDMA contexts may have been stopped.
+        `stopped`: its RDMA contexts may have been stopped. {lost} if its processes are gone: a dockerd that
+        is started again after it was killed ends all containers.
         """
         if self._lock is not None:
             self._lock.disarm()
@@ -264,9 +266,10 @@ class DockerSource(SourceSide):
                 self._unplugging.result()
             self._unplugging = None
         if not self._alive():
-            raise MigrationError(
-                "undo", f"{self.container} does not live any more", f"see {self.where}/dump.log"
-            )
+            with contextlib.suppress(AgentError), self.engine.agent() as agent:
+                agent.container_remove(agent_name(self.found))
+            self._finish("lost")
+            return {"contexts": 0, "qps": 0, "lost": True}
         self._plug()
         unlock(self.netns())
         self.freezer().thaw()
@@ -278,10 +281,10 @@ class DockerSource(SourceSide):
         return done
 
     def _alive(self) -> bool:
-        started = self.found.get("Started")
-        with contextlib.suppress(EngineError):
-            return self.shim.started is not None and started in (None, self.shim.started)
-        return False
+        fields = stat_fields(self.found["State"]["Pid"])
+        if fields is None or fields[0] in "ZX":
+            return False
+        return self.found.get("Started") in (None, fields[1])
 
     def commit(self) -> None:
         """The container lives elsewhere: remove what is left here. Can be repeated. Raises EngineError."""

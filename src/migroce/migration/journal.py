@@ -41,7 +41,7 @@ class Record:
     device: bool = False
     """Whether the container has RDMA contexts to resume."""
     ended: str = ""
-    """'', done, or undone."""
+    """'', done, undone, or lost: something else has ended the container's processes."""
     started: float = 0.0
     engine: str = "oci"
     """oci or docker."""

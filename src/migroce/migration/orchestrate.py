@@ -45,11 +45,16 @@ def silent(_: Event) -> None:
     """Progress that nobody looks at."""
 
 
+class ContainerLostError(MigrationError):
+    """The container's processes were ended by something else while it stood still; it runs nowhere."""
+
+
 class Side:
     """One node's part of a migration: calls of its `SourceSide` or `DestinationSide`."""
 
     def __init__(self, node: Node, kind: str, migration: str, container: str, engine: str = "oci") -> None:
         self.node = node
+        self.container = container
         self._fixed = {"migration": migration, "container": container, "engine": engine}
         self._kind = kind
 
@@ -381,6 +386,9 @@ class Migration:
             undo_destination(self._destination)
         try:
             undo_source(self._source, stopped=self._stopping)
+        except ContainerLostError as exc:
+            self._progress_quietly(event("undo", "failed", str(exc)))
+            raise ContainerLostError("undo", exc.reason, f"{exc.mend}; what failed first: {cause}") from exc
         except MigroceError as exc:
             self._progress_quietly(event("undo", "failed", str(exc)))
             mend = f"then run `migroce recover`; what failed first: {cause}"
@@ -428,13 +436,18 @@ def undo_destination(destination: Side) -> None:
 
 
 def undo_source(source: Side, *, stopped: bool) -> None:
-    """Let the container run on at the source. Raises MigroceError."""
+    """Let the container run on at the source. Raises MigroceError, ContainerLostError if it is gone."""
 
-    def once() -> None:
-        if source("adopt"):
-            source("undo", stopped=stopped, timeout_ms=RESUME_TIMEOUT_MS)
+    def once() -> bool:
+        if not source("adopt"):
+            return False
+        return bool((source("undo", stopped=stopped, timeout_ms=RESUME_TIMEOUT_MS) or {}).get("lost"))
 
-    retry(once)
+    if retry(once):
+        what, where = source.container, source.node.name
+        raise ContainerLostError(
+            "undo", f"the processes of {what} on {where} are gone", "start it again there"
+        )
 
 
 def finish(source: Side, destination: Side, *, resume: bool, ip: str = "") -> None:

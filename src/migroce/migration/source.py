@@ -27,7 +27,7 @@ from migroce.engines import mounts, network, runc
 from migroce.engines.cgroup import Freezer
 from migroce.engines.context import NodeContext, read_json, write_json
 from migroce.engines.oci import OciEngine
-from migroce.errors import EngineError, MigrationError
+from migroce.errors import EngineError
 from migroce.migration import connections, journal, streams, tree
 from migroce.migration.netlock import NetLock, unlock
 
@@ -354,7 +354,7 @@ class SourceSide:
     def undo(self, *, stopped: bool, timeout_ms: int, how: str = "undone") -> dict[str, Any]:
         """Let the container run on here as before; {contexts, qps} resumed. Can be repeated. Raises.
 
-        `stopped`: its RDMA contexts may have been stopped.
+        `stopped`: its RDMA contexts may have been stopped. {lost} if its processes are gone.
         """
         if self._lock is not None:
             self._lock.disarm()
@@ -374,9 +374,8 @@ class SourceSide:
                 done = dict(agent.container_resume(self.container, timeout_ms=timeout_ms))
         info = self.engine.info(self.container)
         if info.pid is None and info.exit_status is None:
-            raise MigrationError(
-                "undo", f"{self.container} does not live any more", f"see {self.where}/dump.log"
-            )
+            self._finish("lost")
+            return {**done, "lost": True}
         self._finish(how)
         return done
 
