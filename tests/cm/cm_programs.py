@@ -17,7 +17,7 @@ from verbs_pair import ADDRESSES, Outcome, Pair, _ended, _finish
 from verbs_programs import FLAGS, Preload, sanitized
 from verbs_programs import SOURCES as TV
 
-__all__ = ["ADDRESSES", "FLAGS", "TV", "CmPair", "Preload", "command", "finish_within"]
+__all__ = ["ADDRESSES", "FLAGS", "TV", "CmPair", "Preload", "command", "finish_within", "own_race"]
 
 
 def command(line: str) -> list[str]:
@@ -34,7 +34,7 @@ def finish_within(process: subprocess.Popen[str], seconds: float) -> subprocess.
     return _finish(process, time.monotonic() + seconds)
 
 
-def _own_race(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+def own_race(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
     """rping closes the channel that its own thread reads, and exits with 255 when the thread is quicker."""
     if done.returncode == 255 and done.stderr.strip() == "rdma_get_cm_event: Bad file descriptor":
         done.returncode = 0
@@ -52,7 +52,7 @@ class CmPair(Pair):
                 assert time.monotonic() < end, f"{server} does not come to wait for a connection"
                 time.sleep(0.005)
             with _ended(self._start(1, command(client))) as second:
-                return Outcome(client=_own_race(_finish(second, end)), server=_finish(first, end))
+                return Outcome(client=own_race(_finish(second, end)), server=_finish(first, end))
 
     def start(self, end: int, line: str) -> subprocess.Popen[str]:
         """One program alone."""

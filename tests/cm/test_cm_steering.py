@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cm_programs import ADDRESSES, CmPair, command, finish_within
+from cm_programs import ADDRESSES, CmPair, command, finish_within, own_race
 
 from migroce.agent.sockets import Insn, steering
 
@@ -111,10 +111,11 @@ def test_three_servers_and_three_clients_share_two_addresses(pair: CmPair, agent
         while left:  # a client that comes before its server listens is refused, and comes again
             clients = {p: start(1, f"rping -c -a {ADDRESSES[0]} -p {p} -C 20 -V") for p in left}
             for p, client in clients.items():
-                if finish_within(client, 40).returncode == 0:
+                done = own_race(finish_within(client, 40))
+                if done.returncode == 0:
                     left.discard(p)
                 else:
-                    assert servers[p].poll() is None
+                    assert servers[p].poll() is None, done
         for server in servers.values():
             done = finish_within(server, 40)
             assert done.returncode == 0, done.stderr
