@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -39,8 +40,5 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 @pytest.fixture
 def stage(lab: Lab) -> Iterator[Stage]:
     """A place for containers; all of them end with the test."""
-    it = Stage(lab)
-    try:
+    with contextlib.closing(Stage(lab)) as it:
         yield it
-    finally:
-        it.close()

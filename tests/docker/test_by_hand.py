@@ -47,11 +47,8 @@ def up(request: pytest.FixtureRequest) -> Iterator[Lab]:
 @pytest.fixture
 def hand(up: Lab) -> Iterator[Hand]:
     """Two shells. What they made is gone after the test, and the agents know of nothing any more."""
-    it = Hand(up)
-    try:
+    with contextlib.closing(Hand(up)) as it:
         yield it
-    finally:
-        it.close()
     for node in up.nodes.values():
         with AgentClient(node.context.agent) as agent:
             assert [c["id"] for c in agent.status()["containers"] if not c["implicit"]] == []

@@ -10,6 +10,7 @@ The peer knows nothing of us: the stand-in has to hold it with the standard's ow
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -49,11 +50,8 @@ def lab(ends: tuple[Ours, Kernels]) -> Iterator[Lab]:
 
 @pytest.fixture
 def stage(lab: Lab) -> Iterator[Stage]:
-    it = Stage(lab)
-    try:
+    with contextlib.closing(Stage(lab)) as it:
         yield it
-    finally:
-        it.close()
 
 
 def _gid_index(guest: Guest) -> str:

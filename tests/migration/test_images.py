@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -87,11 +88,8 @@ class Move:
 
 @pytest.fixture
 def move(tmp_path: Path) -> Iterator[Move]:
-    it = Move(tmp_path)
-    try:
+    with contextlib.closing(Move(tmp_path)) as it:
         yield it
-    finally:
-        it.close()
 
 
 def test_pages_go_while_the_dump_goes_on_and_the_rest_after_it(move: Move) -> None:

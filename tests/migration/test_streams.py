@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -19,11 +20,8 @@ from migroce.migration import streams
 @pytest.fixture
 def line(tmp_path: Path) -> Iterator[Line]:
     """Files in `here`, and who receives them into `there`."""
-    it = Line(tmp_path)
-    try:
+    with contextlib.closing(Line(tmp_path)) as it:
         yield it
-    finally:
-        it.close()
 
 
 class Line:

@@ -431,11 +431,7 @@ static void a_qp_can_be_used_again_after_reset(void)
 		tv_wait_ok(a.scq, 2);
 		CHECK_EQ(ibv_modify_qp(a.qp, &attr, IBV_QP_STATE), 0);
 		CHECK_EQ(ibv_modify_qp(b.qp, &attr, IBV_QP_STATE), 0);
-		tv_to_init(a.qp, &opt);
-		tv_to_init(b.qp, &opt);
-		CHECK_EQ(tv_to_rtr(a.qp, b.qp->qp_num, &opt), 0);
-		CHECK_EQ(tv_to_rtr(b.qp, a.qp->qp_num, &opt), 0);
-		CHECK_EQ(tv_to_rts(a.qp, &opt), 0);
+		tv_connect(a.qp, b.qp, &opt);
 		CHECK_EQ(tv_to_rts(b.qp, &opt), 0);
 	}
 	tv_pair_close(&a, &b);
@@ -488,11 +484,7 @@ static void completions_go_with_their_qp(void)
 	CHECK_EQ(ibv_poll_cq(b.rcq, 5, wc), 0);
 	/* The requester's, too. */
 	CHECK_EQ(ibv_modify_qp(a.qp, &attr, IBV_QP_STATE), 0);
-	tv_to_init(a.qp, &opt);
-	tv_to_init(b.qp, &opt);
-	CHECK_EQ(tv_to_rtr(a.qp, b.qp->qp_num, &opt), 0);
-	CHECK_EQ(tv_to_rtr(b.qp, a.qp->qp_num, &opt), 0);
-	CHECK_EQ(tv_to_rts(a.qp, &opt), 0);
+	tv_connect(a.qp, b.qp, &opt);
 	CHECK_EQ(tv_recv(&b, 20, 0, 64), 0);
 	wr = tv_wr(&a, IBV_WR_SEND, 1, &sge, 0, 64);
 	CHECK_EQ(tv_post(&a, &wr), 0);

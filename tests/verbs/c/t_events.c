@@ -328,11 +328,7 @@ static void the_first_packet_in_rtr_is_an_event(void)
 	struct ibv_sge sge;
 
 	tv_pair(&a, &b, &opt);
-	tv_to_init(a.qp, &opt);
-	tv_to_init(b.qp, &opt);
-	CHECK_EQ(tv_to_rtr(a.qp, b.qp->qp_num, &opt), 0);
-	CHECK_EQ(tv_to_rtr(b.qp, a.qp->qp_num, &opt), 0);
-	CHECK_EQ(tv_to_rts(a.qp, &opt), 0);
+	tv_connect(a.qp, b.qp, &opt);
 	CHECK_EQ(tv_recv(&b, 1, 0, 64), 0);
 	wr = tv_wr(&a, IBV_WR_SEND, 1, &sge, 0, 64);
 	CHECK_EQ(tv_post(&a, &wr), 0);

@@ -18,11 +18,7 @@ static void *own_pair(void *arg)
 
 	tv_end_open(&a, ctx, &opt);
 	tv_end_open(&b, ctx, &opt);
-	tv_to_init(a.qp, &opt);
-	tv_to_init(b.qp, &opt);
-	CHECK_EQ(tv_to_rtr(a.qp, b.qp->qp_num, &opt), 0);
-	CHECK_EQ(tv_to_rtr(b.qp, a.qp->qp_num, &opt), 0);
-	CHECK_EQ(tv_to_rts(a.qp, &opt), 0);
+	tv_connect(a.qp, b.qp, &opt);
 	q = ibv_qp_to_qp_ex(a.qp);
 	for (unsigned i = 0; i < ROUNDS; i++) {
 		CHECK_EQ(tv_recv(&b, i, 0, 4096), 0);

@@ -161,6 +161,15 @@ int tv_to_rts(struct ibv_qp *qp, const struct tv_opt *opt)
 				     IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC);
 }
 
+void tv_connect(struct ibv_qp *a, struct ibv_qp *b, const struct tv_opt *opt)
+{
+	tv_to_init(a, opt);
+	tv_to_init(b, opt);
+	CHECK_EQ(tv_to_rtr(a, b->qp_num, opt), 0);
+	CHECK_EQ(tv_to_rtr(b, a->qp_num, opt), 0);
+	CHECK_EQ(tv_to_rts(a, opt), 0);
+}
+
 void tv_pair(struct tv_end *a, struct tv_end *b, const struct tv_opt *opt)
 {
 	struct ibv_context *ctx = tv_open();
@@ -169,11 +178,7 @@ void tv_pair(struct tv_end *a, struct tv_end *b, const struct tv_opt *opt)
 	tv_end_open(b, ctx, opt);
 	if (opt->unconnected)
 		return;
-	tv_to_init(a->qp, opt);
-	tv_to_init(b->qp, opt);
-	CHECK_EQ(tv_to_rtr(a->qp, b->qp->qp_num, opt), 0);
-	CHECK_EQ(tv_to_rtr(b->qp, a->qp->qp_num, opt), 0);
-	CHECK_EQ(tv_to_rts(a->qp, opt), 0);
+	tv_connect(a->qp, b->qp, opt);
 	CHECK_EQ(tv_to_rts(b->qp, opt), 0);
 }
 

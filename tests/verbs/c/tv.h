@@ -90,6 +90,8 @@ void tv_end_close(struct tv_end *e);
 void tv_to_init(struct ibv_qp *qp, const struct tv_opt *opt);
 int tv_to_rtr(struct ibv_qp *qp, uint32_t peer, const struct tv_opt *opt);
 int tv_to_rts(struct ibv_qp *qp, const struct tv_opt *opt);
+/* From RESET: `a` to RTS, `b`, its peer, to RTR. */
+void tv_connect(struct ibv_qp *a, struct ibv_qp *b, const struct tv_opt *opt);
 
 /* Wait (at most 10 s) for one completion. */
 struct ibv_wc tv_wait(struct ibv_cq *cq);
