@@ -6,8 +6,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from tests.docker.machine import Machine
 from tests.docker.stage import Stage, keep_network
 
 from migroce.lab.api import Lab, remove
@@ -42,3 +44,13 @@ def stage(lab: Lab) -> Iterator[Stage]:
     """A place for containers; all of them end with the test."""
     with contextlib.closing(Stage(lab)) as it:
         yield it
+
+
+@pytest.fixture
+def machine(stage: Stage, tmp_path: Path) -> Iterator[Machine]:
+    """The lab's node-b, reached by ssh."""
+    made = Machine(stage, tmp_path)
+    try:
+        yield made
+    finally:
+        made.sshd.close()

@@ -152,8 +152,12 @@ def checked(hand: Hand) -> Hand:
 
 
 def finish(hand: Hand, moving: LocalNode) -> None:
-    """End mgcheck and see that nothing was wrong."""
-    places = ((hand.b, "cont-static"), (moving, "cont-moving"))
+    """End the pair of `checked` and see that nothing was wrong."""
+    end(hand, (hand.b, "cont-static"), (moving, "cont-moving"))
+
+
+def end(hand: Hand, *places: tuple[LocalNode, str]) -> None:
+    """End these, the clients first, and see that nothing was wrong."""
     for node, name in places:
         hand.docker(node, "kill", "-s", "TERM", name, check=False)
     for node, name in places:
@@ -184,6 +188,51 @@ def test_data_is_right_and_the_writable_layer_comes_along(checked: Hand) -> None
     more(hand, hand.b, "cont-static")
     assert hand.docker(hand.b, "exec", "cont-moving", "cat", "/file") == "kept"
     finish(hand, hand.b)
+
+
+_FILLED = (
+    "$data = join('', map { chr(rand(256)) } 1 .. 65536) x 4096; sub sum { unpack('%32C*', $data) } "
+    "$sum = sum(); $pid = fork() // die; if (!$pid) { exec @ARGV } $SIG{TERM} = sub { kill 'TERM', $pid }; "
+    "1 until waitpid($pid, 0) == $pid; exit(sum() == $sum ? $? >> 8 : 99)"
+)
+"""256 MB that must be the same at the end, around a program."""
+
+
+def test_256_mb_of_touched_memory(hand: Hand) -> None:
+    server = [*RDMA, "--ip", "10.0.1.7", *mgcheck("perl", "-e", _FILLED)]
+    hand.docker(hand.a, "run", "-d", "--name", "cont-moving", *server)
+    client = [*mgcheck(), "--seconds", "600", "10.0.1.7"]
+    hand.docker(hand.b, "run", "-d", *RDMA, "--name", "cont-static", "--ip", "10.0.1.3", *client)
+    more(hand, hand.b, "cont-static")
+    hand.checkpoint(hand.a, "cont-moving")
+    images = hand.checkpoints(hand.a, hand.inspect(hand.a, "cont-moving")) / "ckpt1"
+    assert sum(path.stat().st_size for path in images.glob("pages-*.img")) > 256 << 20
+    hand.docker(hand.b, "create", "--name", "cont-moving", *server)
+    hand.copy(hand.a, hand.b, "cont-moving")
+    hand.docker(hand.a, "rm", "cont-moving")
+    hand.docker(hand.b, "start", "--checkpoint", "ckpt1", "cont-moving")
+    more(hand, hand.b, "cont-static")
+    finish(hand, hand.b)
+
+
+def test_one_of_several_on_a_host_is_moved_and_its_neighbours_go_on(hand: Hand) -> None:
+    """cont-moving's peer is on the same host before, on the other one afterwards; a third talks to node-b."""
+    server, neighbour = [*RDMA, "--ip", "10.0.1.7", *mgcheck()], [*RDMA, "--ip", "10.0.1.8", *mgcheck()]
+    hand.docker(hand.a, "run", "-d", "--name", "cont-moving", *server)
+    hand.docker(hand.a, "run", "-d", "--name", "neighbour", *neighbour)
+    for node, name, ip, to in ((hand.a, "near", 3, 7), (hand.b, "far", 4, 8)):
+        client = [*RDMA, "--ip", f"10.0.1.{ip}", *mgcheck(), "--seconds", "600", f"10.0.1.{to}"]
+        hand.docker(node, "run", "-d", "--name", name, *client)
+        more(hand, node, name)
+    hand.checkpoint(hand.a, "cont-moving")
+    more(hand, hand.b, "far")  # also while the one stands still
+    hand.docker(hand.b, "create", "--name", "cont-moving", *server)
+    hand.copy(hand.a, hand.b, "cont-moving")
+    hand.docker(hand.a, "rm", "cont-moving")
+    hand.docker(hand.b, "start", "--checkpoint", "ckpt1", "cont-moving")
+    more(hand, hand.a, "near")
+    more(hand, hand.b, "far")
+    end(hand, (hand.a, "near"), (hand.b, "far"), (hand.b, "cont-moving"), (hand.a, "neighbour"))
 
 
 @pytest.mark.parametrize("options", [RDMA[:2], (*RDMA[:2], "-e", "MIGROCE=off"), ()], ids=["on", "off", "no"])
