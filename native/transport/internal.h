@@ -106,6 +106,7 @@ struct mg_window {
 #define MG_WIN_MIN 4u
 #define MG_WIN_INIT 128u
 #define MG_WIN_MAX 512u
+#define MG_WIN_PLAIN 128u /* at most, to a peer not known to be of our kind: what rdma_rxe allows itself */
 void mg_window_init(struct mg_window *w);
 void mg_window_acked(struct mg_window *w, uint32_t packets, bool limited);
 void mg_window_loss(struct mg_window *w, uint64_t una, uint64_t sent);

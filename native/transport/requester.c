@@ -286,11 +286,23 @@ void mg_req_peer_known(struct mg_qp *qp, mg_time now)
 		r->soft_at = now + r->soft_rto;
 }
 
+/*
+ * More in flight only makes a slow peer's queue longer. rdma_rxe does not stand that: if its own retry timer
+ * fires while our ACKs wait behind our requests, it repeats what was acknowledged and gets its PSNs wrong
+ * (docs/interop.md).
+ */
+static uint32_t window_of(const struct mg_qp *qp)
+{
+	uint32_t window = qp->req.win.cwnd;
+
+	return qp->mig.peer_capable || window < MG_WIN_PLAIN ? window : MG_WIN_PLAIN;
+}
+
 enum mg_tx_result mg_req_tx(struct mg_qp *qp, mg_time now, unsigned flags, struct mg_pkt *p)
 {
 	struct mg_requester *r = &qp->req;
 	uint64_t in_flight = r->snd - r->una;
-	uint32_t window = r->win.cwnd, n = 1;
+	uint32_t window = window_of(qp), n = 1;
 	struct mg_swqe *w;
 	bool ackreq;
 	int status = IBV_WC_SUCCESS;

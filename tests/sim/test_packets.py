@@ -8,7 +8,7 @@ import pytest
 from migroce.wire import Packet, parse
 
 from .pair import Pair
-from .records import MS, US, Action, Caps, Link, Wr
+from .records import MS, US, Action, Caps, Link, S, Wr
 from .verbs import SendFlag, WrOpcode
 
 SOLICITED = SendFlag.SIGNALED | SendFlag.SOLICITED
@@ -133,3 +133,21 @@ def test_a_network_without_faults_sees_nothing_twice_whatever_its_delay() -> Non
             assert w.a.engine.counters()["timeouts"] == 0
             if delay < MS:
                 assert w.a.engine.counters()["retransmits"] == 0
+
+
+@pytest.mark.parametrize(("strip", "most"), [(1, 128), (0, 512)], ids=["plain peer", "capable peer"])
+def test_a_peer_of_another_kind_is_not_sent_more_than_rdma_rxe_would_send(strip: int, most: int) -> None:
+    """In flight when acknowledgements stay away: its queue grows no longer than behind rdma_rxe."""
+    with Pair(link=Link(strip=strip), arena=4 << 20, timeout=14) as w:
+        w.go(5 * S)  # both ends have made up their minds
+        at, data = w.b.space(1 << 20), bytes(1 << 20)
+        for i in range(4):  # the window opens
+            w.a.write(i, data[: 1 << 18], at, w.b)
+            w.b.write(i, data[:1], w.a.space(1), w.a)
+        w.go()
+        w.rule(Action.DROP, 17, src=1)
+        w.rule(Action.CAPTURE, (6, 8), src=0)
+        w.a.write(9, data, at, w.b)
+        w.go(3 * MS)
+        psns = {parse(p.data).psn for p in w.captured()}
+        assert len(psns) == most
