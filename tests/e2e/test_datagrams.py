@@ -6,22 +6,29 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from tests.e2e.perftest import Run, start
 from tests.e2e.stage import Box, Stage, built, wait_for
 
+from migroce.errors import EngineError
+
 GROUP = "239.4.3.2"
+GROUP6 = "ff0e::432"
+SERVER6, CLIENT6 = "fd01::2", "fd01::3"
 
 
 class Datagrams:
-    """A server and a client of udcheck: the client asks again for what was lost."""
+    """A server and a client of udcheck: the client asks again for what was lost. `six`: over IPv6."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, *, six: bool = False) -> None:
         program = "/usr/local/bin/udcheck"
         files = {program: str(built("tests/workload/udcheck"))}
-        own = [program, "--group", GROUP, "--progress", "/progress"]
-        self.server = stage.box("ud-server", "a", own, files=files)
+        own = [program, "--group", GROUP6 if six else GROUP, "-x", "2" if six else "1"]
+        own += ["--progress", "/progress"]
+        server, client = ({"ip6": SERVER6}, {"ip6": CLIENT6}) if six else ({}, {})
+        self.server = stage.box("ud-server", "a", own, files=files, **server)
         wait_for("the server", lambda: self.progress(self.server).get("state") == "listening")
-        self.client = stage.box("ud-client", "b", [*own, self.server.ip], files=files)
+        self.client = stage.box("ud-client", "b", [*own, self.server.ip], files=files, **client)
         self.more()
 
     @staticmethod
@@ -51,15 +58,25 @@ class Datagrams:
             assert (verdict["state"], verdict["errors"]) == ("done", 0)
 
 
-def test_datagrams_go_on_after_moves_of_server_and_client(stage: Stage) -> None:
-    """Address handles, the receive queue and the membership in a group are there after a move."""
-    check = Datagrams(stage)
+@pytest.mark.parametrize("six", [False, True], ids=["IPv4", "IPv6"])
+def test_datagrams_go_on_after_moves_of_server_and_client(stage: Stage, six: bool) -> None:
+    """Address handles, receive queue, membership in a group and addresses are there after a move."""
+    check = Datagrams(stage, six=six)
     for box in (check.server, check.client, check.server):
         report = box.move()
         assert report.qps == 1
         assert report.warnings == []
         check.more()
     check.finish()
+
+
+def test_an_ipv6_address_that_is_in_use_is_refused(stage: Stage) -> None:
+    """Asked for by neighbour discovery, on whichever node it is."""
+    stage.box("holder", "b", ["sleep", "600"], ip6=SERVER6)
+    with pytest.raises(EngineError, match=f"address {SERVER6} is in use by 02:6d:"):
+        stage.box("other", "a", ["sleep", "600"], ip6=SERVER6)
+    with pytest.raises(EngineError, match="fd01::zz is no IPv6 address"):
+        stage.box("third", "a", ["sleep", "600"], ip6="fd01::zz")
 
 
 def test_a_move_shows_handles_and_groups(stage: Stage) -> None:

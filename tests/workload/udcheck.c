@@ -2,12 +2,13 @@
 /*
  * udcheck - datagrams between two processes, each checked; lost ones are asked for again.
  *
- *	udcheck [--group A.B.C.D] [--progress FILE]             server
- *	udcheck [--group A.B.C.D] [--progress FILE] SERVER-IP   client
+ *	udcheck [-d DEVICE] [-x GID-INDEX] [--group ADDRESS] [--progress FILE]             server
+ *	udcheck [-d DEVICE] [-x GID-INDEX] [--group ADDRESS] [--progress FILE] SERVER-IP   client
  *
  * The client sends numbered requests, every fourth to a multicast group that the server has joined, and
  * repeats each until its answer comes. The server answers with an address handle made from what it
- * received. UD may lose: that is counted ("again") and no error. What arrives must be whole, from the QP
+ * received. SERVER-IP is where a TCP connection tells the server's GID; datagrams go by IPv4 or IPv6, as the
+ * GIDs are. UD may lose: that is counted ("again") and no error. What arrives must be whole, from the QP
  * it says, and an answer must be to what was asked. Both end with SIGTERM and print one line of JSON.
  */
 #include <arpa/inet.h>
@@ -49,13 +50,14 @@ struct hello {
 static struct {
 	struct ibv_context *ctx;
 	struct ibv_pd *pd;
-	struct ibv_cq *cq;
+	struct ibv_cq *cq, *sent_cq; /* of receives; of what was sent */
 	struct ibv_mr *mr;
 	struct ibv_qp *qp;
 	uint8_t *buf; /* DEPTH receive slots, then one to send from */
 	union ibv_gid own, group;
 	bool grouped;
-	const char *progress;
+	const char *device, *progress;
+	uint8_t gid_index;
 	unsigned long long sent, received, again, by_group, errors;
 } my;
 
@@ -93,6 +95,13 @@ static void report(FILE *f, const char *state)
 		"{\"state\": \"%s\", \"sent\": %llu, \"received\": %llu, \"again\": %llu, "
 		"\"by_group\": %llu, \"errors\": %llu}\n",
 		state, my.sent, my.received, my.again, my.by_group, my.errors);
+}
+
+static bool is_v4(const union ibv_gid *gid)
+{
+	static const uint8_t prefix[12] = {[10] = 0xff, [11] = 0xff};
+
+	return !memcmp(gid->raw, prefix, sizeof(prefix));
 }
 
 static void tell(const char *state)
@@ -135,20 +144,25 @@ static void set_up(void)
 	struct ibv_device **list = ibv_get_device_list(NULL);
 	struct ibv_qp_init_attr init = {.qp_type = IBV_QPT_UD, .cap = {DEPTH, DEPTH, 1, 1, 0}};
 
-	if (!list || !list[0] || !(my.ctx = ibv_open_device(list[0])))
+	for (int i = 0; list && list[i] && !my.ctx; i++)
+		if (!my.device || !strcmp(my.device, ibv_get_device_name(list[i])))
+			my.ctx = ibv_open_device(list[i]);
+	if (!my.ctx)
 		die("no RDMA device");
 	ibv_free_device_list(list);
 	my.buf = calloc(DEPTH + 1, SLOT);
 	my.pd = ibv_alloc_pd(my.ctx);
-	my.cq = ibv_create_cq(my.ctx, 2 * DEPTH, NULL, NULL, 0);
-	if (!my.buf || !my.pd || !my.cq ||
+	my.cq = ibv_create_cq(my.ctx, DEPTH, NULL, NULL, 0);
+	my.sent_cq = ibv_create_cq(my.ctx, 1, NULL, NULL, 0);
+	if (!my.buf || !my.pd || !my.cq || !my.sent_cq ||
 	    !(my.mr = ibv_reg_mr(my.pd, my.buf, (DEPTH + 1) * SLOT, IBV_ACCESS_LOCAL_WRITE)))
 		die("verbs resources");
-	init.send_cq = init.recv_cq = my.cq;
+	init.send_cq = my.sent_cq;
+	init.recv_cq = my.cq;
 	my.qp = ibv_create_qp(my.pd, &init);
 	if (!my.qp)
 		die("ibv_create_qp");
-	if (ibv_query_gid(my.ctx, 1, 1, &my.own))
+	if (ibv_query_gid(my.ctx, 1, my.gid_index, &my.own))
 		die("ibv_query_gid");
 	modify(IBV_QPS_INIT, IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_QKEY);
 	for (uint64_t slot = 0; slot < DEPTH; slot++)
@@ -159,8 +173,9 @@ static void set_up(void)
 
 static struct ibv_ah *ah_to(const union ibv_gid *gid)
 {
-	struct ibv_ah_attr a = {
-		.is_global = 1, .port_num = 1, .grh = {.dgid = *gid, .sgid_index = 1, .hop_limit = 16}};
+	struct ibv_ah_attr a = {.is_global = 1,
+				.port_num = 1,
+				.grh = {.dgid = *gid, .sgid_index = my.gid_index, .hop_limit = 16}};
 	struct ibv_ah *ah = ibv_create_ah(my.pd, &a);
 
 	if (!ah)
@@ -168,7 +183,7 @@ static struct ibv_ah *ah_to(const union ibv_gid *gid)
 	return ah;
 }
 
-/* Send what is in the sending slot; waits for room only as long as its own completion takes. */
+/* Send what is in the sending slot; the slot is free again on return (a device may read it late). */
 static void send_slot(struct ibv_ah *ah, uint32_t qpn, uint32_t length)
 {
 	struct ibv_sge sge = {(uintptr_t)my.buf + DEPTH * SLOT, length, my.mr->lkey};
@@ -176,27 +191,32 @@ static void send_slot(struct ibv_ah *ah, uint32_t qpn, uint32_t length)
 				 .sg_list = &sge,
 				 .num_sge = 1,
 				 .opcode = IBV_WR_SEND,
-				 .send_flags = my.sent % 8 ? 0 : IBV_SEND_SIGNALED,
+				 .send_flags = IBV_SEND_SIGNALED,
 				 .wr.ud = {ah, qpn, QKEY}},
 			   *bad;
+	struct ibv_wc wc;
+	int done;
 
 	if ((errno = ibv_post_send(my.qp, &wr, &bad)))
 		die("ibv_post_send");
 	my.sent++;
+	while (!(done = ibv_poll_cq(my.sent_cq, 1, &wc)) && !quit)
+		usleep(20);
+	if (done < 0 || (done && wc.status != IBV_WC_SUCCESS)) {
+		wrong(done < 0 ? "ibv_poll_cq" : ibv_wc_status_str(wc.status));
+		quit = 1;
+	}
 }
 
 /* The next datagram received, or false. */
 static bool next(struct ibv_wc *wc)
 {
-	while (ibv_poll_cq(my.cq, 1, wc) > 0) {
-		if (wc->status != IBV_WC_SUCCESS) {
-			wrong(ibv_wc_status_str(wc->status));
-			quit = 1;
-			return false;
-		}
-		if (wc->opcode == IBV_WC_RECV)
-			return true;
-	}
+	if (ibv_poll_cq(my.cq, 1, wc) <= 0)
+		return false;
+	if (wc->status == IBV_WC_SUCCESS)
+		return true;
+	wrong(ibv_wc_status_str(wc->status));
+	quit = 1;
 	return false;
 }
 
@@ -232,7 +252,11 @@ static void serve_hello(int listening)
 static void answer(const struct ibv_wc *wc)
 {
 	struct request *r = request_of(wc);
-	const uint8_t *to = my.buf + wc->wr_id * SLOT + 36;
+	uint8_t *grh = my.buf + wc->wr_id * SLOT;
+	bool v4 = is_v4(&my.own);
+	/* Of an IPv4 packet the second half of the GRH has the header (annex A17.4.5.1). */
+	const uint8_t *from = v4 ? grh + 32 : grh + 8, *to = v4 ? grh + 36 : grh + 24;
+	size_t size = v4 ? 4 : 16, skip = 16 - size;
 	struct ibv_ah_attr attr;
 	struct ibv_ah *ah;
 
@@ -240,20 +264,19 @@ static void answer(const struct ibv_wc *wc)
 		wrong("a damaged request");
 		return;
 	}
-	if (memcmp(to, r->multicast ? my.group.raw + 12 : my.own.raw + 12, 4) != 0)
+	if (memcmp(to, (r->multicast ? &my.group : &my.own)->raw + skip, size) != 0)
 		wrong("a request's header names another destination");
 	my.received++;
 	my.by_group += r->multicast;
 	if (r->multicast) { /* the header's destination is nobody's own address: answer its source */
-		union ibv_gid source = {.raw = {[10] = 0xff, [11] = 0xff}};
+		union ibv_gid source = my.own;
 
-		memcpy(source.raw + 12, my.buf + wc->wr_id * SLOT + 32, 4);
+		memcpy(source.raw + skip, from, size);
 		ah = ah_to(&source);
 	} else {
 		struct ibv_wc copy = *wc;
 
-		if (ibv_init_ah_from_wc(my.ctx, 1, &copy, (struct ibv_grh *)(my.buf + wc->wr_id * SLOT),
-					&attr) ||
+		if (ibv_init_ah_from_wc(my.ctx, 1, &copy, (struct ibv_grh *)grh, &attr) ||
 		    !(ah = ibv_create_ah(my.pd, &attr))) {
 			wrong("no address handle from a request");
 			return;
@@ -382,10 +405,17 @@ int main(int argc, char **argv)
 	const char *server = NULL;
 
 	for (int i = 1; i < argc; i++) {
-		if (!strcmp(argv[i], "--group") && i + 1 < argc) {
+		if (!strcmp(argv[i], "-d") && i + 1 < argc) {
+			my.device = argv[++i];
+		} else if (!strcmp(argv[i], "-x") && i + 1 < argc) {
+			my.gid_index = (uint8_t)atoi(argv[++i]);
+		} else if (!strcmp(argv[i], "--group") && i + 1 < argc) {
+			const char *name = argv[++i];
+
 			my.group = (union ibv_gid){.raw = {[10] = 0xff, [11] = 0xff}};
-			if (inet_pton(AF_INET, argv[++i], my.group.raw + 12) != 1)
-				die(argv[i]);
+			if (inet_pton(AF_INET, name, my.group.raw + 12) != 1 &&
+			    inet_pton(AF_INET6, name, my.group.raw) != 1)
+				die(name);
 			my.grouped = true;
 		} else if (!strcmp(argv[i], "--progress") && i + 1 < argc) {
 			my.progress = argv[++i];
@@ -393,6 +423,8 @@ int main(int argc, char **argv)
 			server = argv[i];
 		}
 	}
+	if (!my.gid_index)
+		my.gid_index = 1;
 	signal(SIGTERM, on_signal);
 	signal(SIGINT, on_signal);
 	set_up();

@@ -95,6 +95,10 @@ def register(app: typer.Typer) -> None:
             str | None,
             typer.Option("--ip", help="Its address in the containers' network.", show_default=False),
         ] = None,
+        ip6: Annotated[
+            str | None,
+            typer.Option("--ip6", help="An IPv6 address besides, with a prefix of 64.", show_default=False),
+        ] = None,
         device: Annotated[bool, typer.Option("--device/--no-device", help="Give it rxe0.")] = True,
         env: Annotated[
             list[str] | None, typer.Option("--env", "-e", help="NAME=VALUE, may be repeated.")
@@ -114,7 +118,8 @@ def register(app: typer.Typer) -> None:
         extra = {name: value for name, _, value in pairs}
         found = Lab.load(name)
         try:
-            info = found.create(container, node, program, ip=ip, device=device, env=extra)
+            more = {"ip6": ip6} if ip6 else {}
+            info = found.create(container, node, program, ip=ip, device=device, env=extra, **more)
         finally:
             found.close()
         typer.echo(f"{container} runs on {found.node(node).name}, pid {info['pid']}")

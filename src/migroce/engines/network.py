@@ -2,8 +2,8 @@
 """A container's network: a namespace whose interfaces are veths plugged into the node's bridge.
 
 All functions run in a process that is in the node's network namespace. Plugging in and out is one ioctl
-each, and an address moves with its MAC, so that peers need no ARP after a move: one gratuitous ARP tells
-the bridges the new place.
+each, and an address moves with its MAC, so that peers need no ARP after a move: one gratuitous ARP (or
+unsolicited neighbour advertisement, RFC 4861) tells the bridges the new place.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ IFNAME = "eth0"
 _SIOCBRADDIF, _SIOCBRDELIF = 0x89A2, 0x89A3
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _SIOCGIFHWADDR = 0x8927
-_ETH_P_ARP = 0x0806
+_ETH_P_ARP, _ETH_P_IPV6 = 0x0806, 0x86DD
 _BROADCAST = b"\xff" * 6
+_ALL_NODES = ipaddress.IPv6Address("ff02::1").packed
+_SOLICITATION, _ADVERTISEMENT = 135, 136
+_IFA_F_NODAD, _IFA_F_PERMANENT = 0x02, 0x80
+_SCOPE_LINK = 253
 _NUD_STALE, _NUD_USABLE = 0x04, 0x02 | 0x04 | 0x08 | 0x10
 
 
@@ -47,7 +51,7 @@ class Interface:
     mac: str
     mtu: int
     addresses: tuple[str, ...]
-    """IPv4 with prefix length, `10.0.1.7/24`."""
+    """With prefix length: IPv4, `10.0.1.7/24`, and IPv6 but for what the kernel makes by itself."""
     outside: str = ""
     """Name of the other end, in the node's namespace."""
     plugged: bool = True
@@ -59,7 +63,7 @@ class Interface:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Neighbour:
-    """An entry of the ARP cache."""
+    """An entry of the ARP cache, or of IPv6's."""
 
     ifname: str
     ip: str
@@ -96,9 +100,10 @@ def mac_for(ip: str) -> str:
     return "02:6d:" + ":".join(f"{byte:02x}" for byte in ipaddress.IPv4Address(ip).packed)
 
 
-def interface_for(ctx: NodeContext, container: str, ip: str) -> Interface:
+def interface_for(ctx: NodeContext, container: str, ip: str, ip6: str | None = None) -> Interface:
     """The one interface that containers made by us have."""
-    return Interface(IFNAME, mac_for(ip), ctx.mtu, (f"{ip}/{ctx.prefixlen}",), outside_name(container))
+    addresses = (f"{ip}/{ctx.prefixlen}", *([f"{ip6}/64"] if ip6 else []))
+    return Interface(IFNAME, mac_for(ip), ctx.mtu, addresses, outside_name(container))
 
 
 def create(ctx: NodeContext, path: Path, interfaces: list[Interface], *, plugged: bool) -> None:
@@ -131,7 +136,8 @@ def _create_inside(interfaces: list[Interface]) -> None:
             index = ipr.link_lookup(ifname=each.name)[0]
             for address in each.addresses:
                 ip, prefixlen = address.split("/")
-                ipr.addr("add", index=index, address=ip, prefixlen=int(prefixlen))
+                six = {"family": socket.AF_INET6, "flags": _IFA_F_NODAD} if ":" in ip else {}
+                ipr.addr("add", index=index, address=ip, prefixlen=int(prefixlen), **six)
             ipr.link("set", index=index, state="up")
 
 
@@ -159,7 +165,10 @@ def _inspect_inside() -> list[tuple[Interface, int]]:
     found = []
     with IPRoute() as ipr:
         addresses: dict[int, list[str]] = {}
-        for addr in ipr.get_addr(family=socket.AF_INET):
+        for addr in (*ipr.get_addr(family=socket.AF_INET), *ipr.get_addr(family=socket.AF_INET6)):
+            lasting = addr["flags"] & _IFA_F_PERMANENT and addr["scope"] != _SCOPE_LINK
+            if addr["family"] == socket.AF_INET6 and not lasting:
+                continue
             text = f"{addr.get_attr('IFA_ADDRESS')}/{addr['prefixlen']}"
             addresses.setdefault(addr["index"], []).append(text)
         for link in ipr.get_links():
@@ -225,8 +234,31 @@ def _arp(operation: int, sender_mac: bytes, sender_ip: str, target_ip: str) -> b
     )
 
 
+def _neighbour_discovery(kind: int, mac: str, source: bytes, group: bytes, target: bytes) -> bytes:
+    """A solicitation without, an advertisement with the sender's link-layer address (RFC 4861, 4.3, 4.4)."""
+    told = kind == _ADVERTISEMENT
+    body = struct.pack(">BBHI", kind, 0, 0, 0x20000000 if told else 0) + target  # override: as the MAC says
+    if told:
+        body += b"\2\1" + _mac_bytes(mac)
+    words = source + group + struct.pack(">II", len(body), socket.IPPROTO_ICMPV6) + body
+    total = sum(struct.unpack(f">{len(words) // 2}H", words))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    body = body[:2] + struct.pack(">H", ~total & 0xFFFF) + body[4:]
+    header = struct.pack(">IHBB", 0x60000000, len(body), socket.IPPROTO_ICMPV6, 255) + source + group
+    ether = b"\x33\x33" + group[12:] + _mac_bytes(mac) + struct.pack(">H", _ETH_P_IPV6)
+    return ether + header + body
+
+
+def _announcement(mac: str, ip: str) -> bytes:
+    if ":" not in ip:
+        return _arp(1, _mac_bytes(mac), ip, ip)
+    own = ipaddress.IPv6Address(ip).packed
+    return _neighbour_discovery(_ADVERTISEMENT, mac, own, _ALL_NODES, own)
+
+
 class Announcer:
-    """Sends gratuitous ARPs from inside a container's namespace; opened before it matters."""
+    """Announces addresses (ARP, ND) from inside a container's namespace; opened before it matters."""
 
     def __init__(self, path: Path, interfaces: list[Interface]) -> None:
         self._frames: list[tuple[socket.socket, bytes]] = []
@@ -237,7 +269,7 @@ class Announcer:
                 raw.bind((each.name, 0))
                 for address in each.addresses:
                     ip = address.split("/")[0]
-                    self._frames.append((raw, _arp(1, _mac_bytes(each.mac), ip, ip)))
+                    self._frames.append((raw, _announcement(each.mac, ip)))
 
         in_netns(path, open_sockets)
 
@@ -253,35 +285,53 @@ class Announcer:
 
 
 def owner_of(ctx: NodeContext, ip: str, timeout: float = 0.15, tries: int = 2) -> str | None:
-    """Ask by ARP, from the node's bridge, who has `ip`: its MAC, or None if nobody answers.
+    """Ask, from the node's bridge, who has `ip`: its MAC, or None if nobody answers.
 
-    Takes `tries * timeout` seconds when nobody does. Raises OSError.
+    By ARP or, of an IPv6 address, as duplicate address detection does (RFC 4862, 5.4).
+    Takes `tries * timeout` seconds when nobody answers. Raises OSError.
     """
     if ctx.bridge is None:
         return None
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ARP)) as raw:
-        raw.bind((ctx.bridge, _ETH_P_ARP))
+    protocol = _ETH_P_IPV6 if ":" in ip else _ETH_P_ARP
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol)) as raw:
+        raw.bind((ctx.bridge, protocol))
         own = _control(_SIOCGIFHWADDR, struct.pack("16s24x", ctx.bridge.encode()))[18:24]
+        if protocol == _ETH_P_ARP:
+            question, answerer = _arp(1, own, "0.0.0.0", ip), _arp_answerer
+        else:
+            target = ipaddress.IPv6Address(ip).packed
+            group = bytes.fromhex("ff0200000000000000000001ff") + target[13:]
+            question = _neighbour_discovery(_SOLICITATION, own.hex(":"), bytes(16), group, target)
+            answerer = _advertiser
         for _ in range(tries):
-            raw.send(_arp(1, own, "0.0.0.0", ip))
+            raw.send(question)
             end = time.monotonic() + timeout
             while (left := end - time.monotonic()) > 0 and select.select([raw], [], [], left)[0]:
-                frame = raw.recv(2048)
-                answer = frame[20:22] == b"\0\2" and frame[28:32] == ipaddress.IPv4Address(ip).packed
-                if frame[12:14] == b"\x08\x06" and answer:
-                    return ":".join(f"{byte:02x}" for byte in frame[22:28])
+                if (owner := answerer(raw.recv(2048), ip)) is not None:
+                    return owner.hex(":")
     return None
 
 
+def _arp_answerer(frame: bytes, ip: str) -> bytes | None:
+    wanted = b"\x08\x06", b"\0\2", ipaddress.IPv4Address(ip).packed
+    return frame[22:28] if (frame[12:14], frame[20:22], frame[28:32]) == wanted else None
+
+
+def _advertiser(frame: bytes, ip: str) -> bytes | None:
+    wanted = socket.IPPROTO_ICMPV6, _ADVERTISEMENT, ipaddress.IPv6Address(ip).packed
+    return frame[6:12] if len(frame) >= 78 and (frame[20], frame[54], frame[62:78]) == wanted else None
+
+
 def neighbours(path: Path) -> list[Neighbour]:
-    """The usable entries of a namespace's ARP cache. Raises OSError."""
+    """The usable entries of a namespace's ARP cache, and of IPv6's. Raises OSError."""
 
     def read() -> list[Neighbour]:
         with IPRoute() as ipr:
             names = {link["index"]: str(link.get_attr("IFLA_IFNAME")) for link in ipr.get_links()}
             return [
                 Neighbour(names[entry["ifindex"]], str(entry.get_attr("NDA_DST")), str(mac))
-                for entry in ipr.get_neighbours(family=socket.AF_INET)
+                for family in (socket.AF_INET, socket.AF_INET6)
+                for entry in ipr.get_neighbours(family=family)
                 if entry["state"] & _NUD_USABLE and (mac := entry.get_attr("NDA_LLADDR"))
             ]
 
@@ -289,7 +339,7 @@ def neighbours(path: Path) -> list[Neighbour]:
 
 
 def add_neighbours(path: Path, entries: list[Neighbour]) -> None:
-    """Put entries into a namespace's ARP cache as stale: used at once, checked soon after. Raises OSError."""
+    """Put entries into the ARP cache (or IPv6's) as stale: used, and checked soon after. Raises OSError."""
 
     def write() -> None:
         with IPRoute() as ipr:
@@ -297,7 +347,8 @@ def add_neighbours(path: Path, entries: list[Neighbour]) -> None:
             for each in entries:
                 if each.ifname in index:
                     ipr.neigh(
-                        "replace", dst=each.ip, lladdr=each.mac, ifindex=index[each.ifname], state=_NUD_STALE
-                    )
+                        "replace", dst=each.ip, lladdr=each.mac, ifindex=index[each.ifname],
+                        state=_NUD_STALE, family=socket.AF_INET6 if ":" in each.ip else socket.AF_INET,
+                    )  # fmt: skip
 
     in_netns(path, write)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import ipaddress
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -71,6 +72,7 @@ class OciEngine:
         args: Sequence[str],
         *,
         ip: str | None = None,
+        ip6: str | None = None,
         device: bool = True,
         env: Mapping[str, str] | None = None,
         cwd: str = "/",
@@ -78,8 +80,9 @@ class OciEngine:
     ) -> ContainerInfo:
         """Make and start a container that runs `args` with the node's own root file system.
 
-        `ip`: its address on the node's network (None: no network). `device`: give it `rxe0`. `files`: what
-        to put into it (path in the container: file of the node). Raises EngineError; then nothing is left.
+        `ip`: its address on the node's network (None: no network), `ip6`: one more, with a prefix of 64.
+        `device`: give it `rxe0`. `files`: what to put into it (path in the container: file of the node).
+        Raises EngineError; then nothing is left.
         """
         bundle = self.ctx.bundle(container)
         if not args:
@@ -90,10 +93,14 @@ class OciEngine:
                 f"{self.ctx.name} has a container {container} already",
                 "remove it or take another name",
             )
-        if ip is not None:
-            self.check_address_free(ip)
+        ip6 = None if ip6 is None else _ipv6(ip6)
+        if ip6 is not None and ip is None:
+            raise EngineError("create", "a container with an IPv6 address needs an IPv4 address, too")
+        for each in (ip, ip6):
+            if each is not None:
+                self.check_address_free(each)
         try:
-            self._make(bundle, container, args, ip=ip, device=device, env=env or {}, cwd=cwd)
+            self._make(bundle, container, args, ip=ip, ip6=ip6, device=device, env=env or {}, cwd=cwd)
             for target, source in (files or {}).items():
                 place = bundle / "rootfs" / target.lstrip("/")
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +125,7 @@ class OciEngine:
 
     def _make(
         self, bundle: Path, container: str, args: Sequence[str],
-        *, ip: str | None, device: bool, env: Mapping[str, str], cwd: str,
+        *, ip: str | None, ip6: str | None, device: bool, env: Mapping[str, str], cwd: str,
     ) -> None:  # fmt: skip
         for part in ("rootfs", "upper", "work"):
             (bundle / part).mkdir(mode=0o755, parents=True)
@@ -126,7 +133,7 @@ class OciEngine:
         netns = None
         if ip is not None:
             netns = self.ctx.container_netns(container)
-            interface = network.interface_for(self.ctx, container, ip)
+            interface = network.interface_for(self.ctx, container, ip, ip6)
             network.create(self.ctx, netns, [interface], plugged=True)
         agent_dir = self.register(container, netns, ip) if device else None
         bundles.fill_layer(bundle / "upper", device=device)
@@ -306,6 +313,18 @@ class OciEngine:
     def logs(self, container: str) -> str:
         """The output so far of a container of ours, bytes that are no UTF-8 replaced. Raises EngineError."""
         return self.log_path(container).read_text(errors="replace")
+
+
+def _ipv6(text: str) -> str:
+    """An address as the kernel writes it. Raises EngineError."""
+    mend = "give one like fd00::7"
+    try:
+        address = ipaddress.IPv6Address(text)
+    except ValueError as exc:
+        raise EngineError("create", f"{text} is no IPv6 address", mend) from exc
+    if address.is_link_local or address.is_multicast or address.is_unspecified or address.is_loopback:
+        raise EngineError("create", f"{text} is no address for an interface of a container", mend)
+    return str(address)
 
 
 def _status(state: Mapping[str, Any] | None) -> tuple[str, int | None]:

@@ -193,7 +193,7 @@ class Lab:
         return found
 
     def create(self, container: str, node: str, args: Sequence[str], **options: Any) -> dict[str, Any]:
-        """Start a container on a node; options as `OciEngine.create` (ip, device, env, cwd); its info."""
+        """Start a container on a node; its info. Options as `OciEngine.create` (ip, ip6, env, ...)."""
         ip = options.get("ip")
         if ip is not None and ipaddress.IPv4Address(ip) not in ipaddress.IPv4Network(self._subnet()):
             raise LabError("create", f"{ip} is not in the lab's network {self._subnet()}")

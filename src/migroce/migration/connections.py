@@ -54,7 +54,8 @@ def own_address(about: Mapping[str, Any]) -> str:
     if about.get("engine", "oci") != "oci":
         reason = f"{about['container']} keeps its address, as Docker has given it"
         raise MigrationError("check", reason, "move it without --ip; only plain containers can take another")
-    known = [each.split("/")[0] for raw in about["interfaces"] for each in raw["addresses"]]
+    every = (each.split("/")[0] for raw in about["interfaces"] for each in raw["addresses"])
+    known = [each for each in every if ":" not in each]
     named = about["metadata"].get("ip")
     if named in known:
         return str(named)
