@@ -477,6 +477,10 @@ int mgs_qp_modify(struct mgs_world *w, int qp, int state, const struct mgs_path 
 		a.max_rd_atomic = path->max_rd_atomic;
 		mask |= IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN |
 			IBV_QP_MAX_QP_RD_ATOMIC;
+	} else if (path && state == IBV_QPS_SQD) { /* in it already */
+		a.max_rd_atomic = path->max_rd_atomic;
+		a.max_dest_rd_atomic = path->max_dest_rd_atomic;
+		mask |= IBV_QP_MAX_QP_RD_ATOMIC | IBV_QP_MAX_DEST_RD_ATOMIC;
 	}
 	mask = mask_of(q->qp, state, path, mask);
 	a.qkey = path ? path->qkey : 0;

@@ -17,7 +17,8 @@
 #define ALT (IBV_QP_ALT_PATH | IBV_QP_PATH_MIG_STATE)
 #define LIVE (IBV_QP_CUR_STATE | IBV_QP_ACCESS_FLAGS | ALT)
 #define LIVE_UD (IBV_QP_CUR_STATE | IBV_QP_QKEY)
-#define DRAINED (LIVE | IBV_QP_PKEY_INDEX | IBV_QP_AV)
+#define MORE_RTR (IBV_QP_ACCESS_FLAGS | IBV_QP_PKEY_INDEX | IBV_QP_ALT_PATH)
+#define DRAINED (IBV_QP_ACCESS_FLAGS | ALT | IBV_QP_PKEY_INDEX | IBV_QP_AV)
 
 enum { RC, UC, UD, XRC_INI, XRC_TGT, N_TYPES };
 
@@ -30,11 +31,7 @@ static const struct transition {
 	{IBV_QPS_INIT,
 	 IBV_QPS_RTR,
 	 {CONNECT | RESPOND, CONNECT, 0, CONNECT, CONNECT | RESPOND},
-	 {[RC] = IBV_QP_ACCESS_FLAGS | IBV_QP_PKEY_INDEX | ALT,
-	  [UC] = IBV_QP_ACCESS_FLAGS | IBV_QP_PKEY_INDEX | ALT,
-	  [UD] = IBV_QP_PKEY_INDEX | IBV_QP_QKEY,
-	  [XRC_INI] = IBV_QP_ACCESS_FLAGS | IBV_QP_PKEY_INDEX | ALT,
-	  [XRC_TGT] = IBV_QP_ACCESS_FLAGS | IBV_QP_PKEY_INDEX | ALT}},
+	 {MORE_RTR, MORE_RTR, IBV_QP_PKEY_INDEX | IBV_QP_QKEY, MORE_RTR, MORE_RTR}},
 	{IBV_QPS_RTR,
 	 IBV_QPS_RTS,
 	 {REQUEST | IBV_QP_SQ_PSN, IBV_QP_SQ_PSN, IBV_QP_SQ_PSN, REQUEST | IBV_QP_SQ_PSN,
@@ -58,7 +55,7 @@ static const struct transition {
 	 {0},
 	 {[RC] = DRAINED | IBV_QP_PORT | REQUEST | RESPOND,
 	  [UC] = DRAINED,
-	  [UD] = LIVE_UD | IBV_QP_PKEY_INDEX,
+	  [UD] = IBV_QP_QKEY | IBV_QP_PKEY_INDEX,
 	  [XRC_INI] = DRAINED | IBV_QP_PORT | REQUEST,
 	  [XRC_TGT] = DRAINED | IBV_QP_PORT | IBV_QP_TIMEOUT | RESPOND}},
 	/* Only the unacknowledged services know the send queue error state. */
@@ -81,8 +78,9 @@ int mg_qp_check_transition(enum ibv_qp_type type, enum ibv_qp_state from, enum i
 	int col = column(type);
 
 	mask &= ~IBV_QP_STATE;
-	if (to == IBV_QPS_RESET || to == IBV_QPS_ERR)
-		return mask & ~IBV_QP_CUR_STATE ? EINVAL : 0;
+	if (to == IBV_QPS_RESET ||
+	    to == IBV_QPS_ERR) /* a QP that has not begun cannot fail, says the kernel */
+		return mask || (from == IBV_QPS_RESET && to == IBV_QPS_ERR) ? EINVAL : 0;
 	if (from == IBV_QPS_SQE && col != UC && col != UD)
 		return EINVAL;
 	for (size_t i = 0; i < sizeof(transitions) / sizeof(*transitions); i++) {
@@ -98,6 +96,9 @@ int mg_qp_check_transition(enum ibv_qp_type type, enum ibv_qp_state from, enum i
 	return EINVAL;
 }
 
+/* Those that libibverbs knows, of whatever effect on a QP. */
+#define ACCESS_KNOWN (0x3ffu | (unsigned)IBV_ACCESS_OPTIONAL_RANGE)
+
 /* ---- attributes ------------------------------------------------------------------------------- */
 
 int mg_qp_check_attr(const struct mg_qp *qp, const struct ibv_qp_attr *a, int mask)
@@ -111,13 +112,20 @@ int mg_qp_check_attr(const struct mg_qp *qp, const struct ibv_qp_attr *a, int ma
 	if (mask & IBV_QP_PATH_MTU && (a->path_mtu < IBV_MTU_256 || a->path_mtu > IBV_MTU_4096 ||
 				       (128u << a->path_mtu) > e->cfg.max_path_mtu))
 		return EINVAL;
-	if (mask & IBV_QP_AV && (mg_av_check(e, &a->ah_attr) || mg_gid_multicast(a->ah_attr.grh.dgid.raw)))
+	if (mask & IBV_QP_AV && (mg_av_check(e, &a->ah_attr) || a->ah_attr.port_num != 1 ||
+				 mg_gid_multicast(a->ah_attr.grh.dgid.raw)))
+		return EINVAL;
+	if (mask & IBV_QP_ACCESS_FLAGS && a->qp_access_flags & ~ACCESS_KNOWN)
 		return EINVAL;
 	if (mask & IBV_QP_DEST_QPN && (a->dest_qp_num < 2 || a->dest_qp_num > MG_QPN_MASK))
 		return EINVAL;
 	if (mask & IBV_QP_MAX_QP_RD_ATOMIC && a->max_rd_atomic > MG_MAX_RD_ATOMIC)
 		return EINVAL;
 	if (mask & IBV_QP_MAX_DEST_RD_ATOMIC && a->max_dest_rd_atomic > MG_MAX_RD_ATOMIC)
+		return EINVAL;
+	/* In SQD: not fewer than are on their way or still to be answered. */
+	if ((mask & IBV_QP_MAX_QP_RD_ATOMIC && a->max_rd_atomic < qp->req.read_fill) ||
+	    (mask & IBV_QP_MAX_DEST_RD_ATOMIC && a->max_dest_rd_atomic < qp->resp.job_fill))
 		return EINVAL;
 	if (mask & IBV_QP_MIN_RNR_TIMER && a->min_rnr_timer > 31)
 		return EINVAL;
@@ -140,15 +148,20 @@ uint16_t mg_flow_sport(uint32_t a, uint32_t b)
 	return (uint16_t)(0xc000 | ((fl & 0x3fff) ^ (fl >> 14)));
 }
 
+/* Those on their way stay. */
 static int set_reads(struct mg_qp *qp, uint32_t n)
 {
-	uint64_t *reads = realloc(qp->req.reads, (n ? n : 1) * sizeof(*reads));
+	struct mg_requester *r = &qp->req;
+	uint64_t *reads = malloc((n ? n : 1) * sizeof(*reads));
 
 	if (!reads)
 		return ENOMEM;
-	qp->req.reads = reads;
-	qp->req.n_reads = n;
-	qp->req.read_head = qp->req.read_fill = 0;
+	for (uint32_t i = 0; i < r->read_fill; i++)
+		reads[i] = r->reads[(r->read_head + i) % r->n_reads];
+	free(r->reads);
+	r->reads = reads;
+	r->n_reads = n;
+	r->read_head = 0;
 	return 0;
 }
 

@@ -31,23 +31,30 @@ void mg_resp_reset(struct mg_qp *qp)
 		res[i].opcode = 0;
 }
 
+/* What is still to be answered stays, and what can be asked for again: the newest, as many as there is room for. */
 int mg_resp_resources(struct mg_qp *qp, uint32_t n)
 {
 	struct mg_responder *r = &qp->resp;
 	struct mg_resource *res = calloc(n ? n : 1, sizeof(*res));
 	struct mg_job *jobs = calloc(n ? n : 1, sizeof(*jobs));
+	uint32_t kept = n < r->n_res ? n : r->n_res;
 
 	if (!res || !jobs) {
 		free(res);
 		free(jobs);
 		return ENOMEM;
 	}
+	for (uint32_t i = 0; i < kept; i++)
+		res[i] = r->res[(r->res_next + r->n_res - kept + i) % r->n_res];
+	for (uint32_t i = 0; i < r->job_fill; i++)
+		jobs[i] = r->jobs[(r->job_head + i) % r->n_jobs];
 	free(r->res);
 	free(r->jobs);
 	r->res = res;
 	r->jobs = jobs;
 	r->n_res = r->n_jobs = n;
-	r->res_next = r->job_head = r->job_fill = 0;
+	r->res_next = n ? kept % n : 0;
+	r->job_head = 0;
 	return 0;
 }
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from migroce import dump as dumps
@@ -291,6 +293,49 @@ def test_a_stopped_end_answers_a_stranger_s_duplicate_from_the_dump() -> None:
         assert w.a.done() == [(0, 0), (1, 0), (2, 0)]
         assert [_value(w.a, x) for x in into] == [7, 10, 13]
         assert _value(w.b, word) == 16
+
+
+# ---- other depths, in SQD ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 3, 16])
+def test_another_depth_in_sqd_keeps_what_may_be_asked_for_again(depth: int) -> None:
+    """The responder's: its newest results stay, so that a repetition is still no second execution."""
+    with Pair() as w:
+        w.settle()
+        word = _word(w.b, 7)
+        for i in range(3):
+            _add(w, i, word, 3)
+            w.go(MS)
+        rule = w.rule(Action.DROP, Op.ATOMIC_ACK, count=1)
+        into = _add(w, 3, word, 3)
+        w.go(MS // 2)
+        assert w.hits(rule) == 1
+        w.b.qp.modify(QpState.SQD)
+        w.b.qp.modify(QpState.SQD, replace(w.b.path, max_dest_rd_atomic=depth))
+        w.go(1 * S)
+        assert w.a.done() == [(i, 0) for i in range(4)]
+        assert (_value(w.a, into), _value(w.b, word)) == (16, 19)
+        w.b.qp.modify(QpState.RTS)
+        w.echo()
+
+
+def test_a_depth_in_sqd_is_no_lower_than_what_is_under_way() -> None:
+    with Pair(link=Link(ps_per_byte=1000)) as w:
+        w.settle()
+        data = w.b.put(bytes(range(250)) * 80)
+        got = [w.a.read(i, 20_000, data, w.b) for i in range(3)]
+        w.go(MS // 40)
+        w.a.qp.modify(QpState.SQD)
+        with pytest.raises(VerbsError, match="EINVAL"):
+            w.a.qp.modify(QpState.SQD, replace(w.a.path, max_rd_atomic=1))
+        w.a.qp.modify(QpState.SQD, replace(w.a.path, max_rd_atomic=7))
+        w.go(1 * S)
+        assert w.a.done() == [(i, 0) for i in range(3)]
+        assert [w.a.get(x) for x in got] == [w.b.get(data)] * 3
+        w.a.qp.modify(QpState.SQD, replace(w.a.path, max_rd_atomic=1))
+        w.a.qp.modify(QpState.RTS)
+        w.echo()
 
 
 # ---- hostile ------------------------------------------------------------------------------------
