@@ -5,7 +5,7 @@
 PY = .venv/bin/python
 PYTEST = $(PY) -m pytest -q
 
-.PHONY: help build demo test test-unit test-e2e test-e2e-quick test-interop test-moves test-docker test-sweep demo-docker test-sanitizers lint format bench fuzz clean distclean
+.PHONY: help build demo test test-unit test-e2e test-e2e-quick test-interop test-moves test-docker test-podman test-sweep demo-docker test-sanitizers lint format bench fuzz clean distclean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -45,6 +45,12 @@ test-docker:
 	@scripts/setup test
 	@scripts/docker 20.10 26.1 image
 	PATH=$$PWD/.venv/bin:$$PATH $(PYTEST) tests/docker --timeout 900
+
+## make test-podman  docs/podman.md line by line, and Podman's moves with verified data; installs podman (root)
+test-podman:
+	@scripts/setup podman
+	@scripts/docker 26.1 image
+	PATH=$$PWD/.venv/bin:$$PATH $(PYTEST) tests/podman --timeout 900
 
 ## make test-interop  against the kernel's own SoftRoCE in an emulated machine (root; docs/interop.md)
 test-interop:

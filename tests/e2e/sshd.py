@@ -91,7 +91,7 @@ class Sshd:
             f"HostKey {keys.where}/host\nAuthorizedKeysFile {keys.where}/user.pub\n"
             "StrictModes no\nPidFile none\nPermitRootLogin yes\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\n"
-            f"AllowStreamLocalForwarding yes\n{extra}"
+            f"AllowStreamLocalForwarding yes\nSubsystem sftp internal-sftp\n{extra}"
         )
         argv = node.command([program, "-D", "-e", "-f", str(config)], env or None)
         with (keys.where / f"{node.name}.sshd").open("wb") as log:
