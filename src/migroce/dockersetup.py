@@ -30,7 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from migroce import criu
-from migroce.errors import MigroceError
+from migroce.engines import context
+from migroce.engines.docker import DockerEngine
+from migroce.errors import EngineError, MigroceError
 from migroce.runtime import launcher
 
 RUNTIME = "migroce"
@@ -103,8 +105,11 @@ def read_daemon(path: Path) -> dict[str, Any]:
         raise MigroceError(f"{path} is no text ({exc}); correct it first, nothing was changed") from exc
     try:
         value = json.loads(text) if text.strip() else {}
-    except ValueError as exc:
-        raise MigroceError(f"{path} is no JSON ({exc}); correct it first, nothing was changed") from exc
+    except (ValueError, RecursionError) as exc:
+        why = f"is no JSON ({exc})"
+        if isinstance(exc, json.JSONDecodeError) and re.match(r"//|/\*|#", text[exc.pos :]):
+            why = f"has a comment in line {exc.lineno}, which dockerd does not take either"
+        raise MigroceError(f"{path} {why}; correct it first, nothing was changed") from exc
     if not isinstance(value, dict):
         raise MigroceError(f"{path} holds no JSON object; correct it first, nothing was changed")
     return value
@@ -206,28 +211,15 @@ def _content(path: Path) -> str | None:
 # -- the daemon ----------------------------------------------------------------------------------------------
 
 
+def _engine() -> DockerEngine:
+    return DockerEngine(context.machine(), timeout=30)
+
+
 def docker_info() -> dict[str, Any] | None:
-    """`docker info` of the daemon that DOCKER_HOST or the context means; None: it does not answer."""
-    try:
-        argv = ["docker", "info", "--format", "{{json .}}"]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
-        info = json.loads(done.stdout)
-    except (OSError, ValueError, subprocess.TimeoutExpired):
-        return None
-    if not isinstance(info, dict) or not info.get("ServerVersion"):
-        return None
-    if info.get("ExperimentalBuild") and not _checkpoints():
-        info["ExperimentalBuild"] = False
-    return info
-
-
-def _checkpoints() -> bool:
-    """Whether `docker checkpoint` is there: after a reload `docker info` tells of daemon.json instead."""
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        argv = ["docker", "checkpoint", "ls", "migroce-asks"]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
-        return "experimental" not in done.stderr
-    return True
+    """`docker info` of this machine's daemon (DOCKER_HOST, or the usual socket); None: it does not answer."""
+    with contextlib.suppress(EngineError):
+        return _engine().about
+    return None
 
 
 def version_of(info: dict[str, Any] | None) -> tuple[int, int]:
@@ -449,13 +441,6 @@ def _forgotten(seconds: float = 5.0) -> bool:
 
 def _users() -> list[str]:
     """Names of containers that were made with our runtime."""
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        argv = ["docker", "ps", "-aq"]
-        known = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False).stdout.split()
-        if not known:
-            return []
-        argv = ["docker", "inspect", "-f", "{{.HostConfig.Runtime}} {{.Name}}", *known]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
-        rows = [line.split() for line in done.stdout.splitlines()]
-        return sorted(row[1].lstrip("/") for row in rows if len(row) == 2 and row[0] in (RUNTIME, ASKED))
+    with contextlib.suppress(EngineError):
+        return _engine().users_of_runtimes({RUNTIME, ASKED})
     return []

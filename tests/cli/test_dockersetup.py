@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import socketserver
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,11 @@ def test_what_was_changed_since_stays() -> None:
     ("text", "why"),
     [
         ("{", "is no JSON"),
-        ('{"debug": true} // mine', "is no JSON"),
+        ('{"debug": true} // mine', "has a comment in line 1, which dockerd does not take either"),
+        ('{"debug": true, # mine\n "bip": ""}', "has a comment in line 1"),
+        ('{\n /* mine */ "debug": true}', "has a comment in line 2"),
+        ('{"debug": "http://x" x}', "is no JSON"),
+        ("[" * 100000, "is no JSON"),
         ("[]", "no JSON object"),
         ('{"runtimes": 3}', '"runtimes" is no object'),
     ],
@@ -169,19 +176,47 @@ def test_a_failing_systemctl_is_said_with_its_own_words(tmp_path: Path, calls: P
         dockersetup.apply(layout)
 
 
-@pytest.mark.parametrize(
-    ("words", "on"),
-    [
-        ("No such container: migroce-asks", True),
-        ("only supported on a Docker daemon with experimental features enabled", False),
-    ],
-)
-def test_experimental_counts_from_dockerd_s_start_only(calls: Path, words: str, on: bool) -> None:
+class _Daemon(socketserver.ThreadingUnixStreamServer):
+    """Answers as a dockerd does whose daemon.json was given `experimental` by a reload, or (`on`) before."""
+
+    daemon_threads = True
+
+    def __init__(self, path: Path, on: bool) -> None:
+        experimental = str(on).lower()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                about = {"ServerVersion": "20.10.24", "ApiVersion": "1.41", "ExperimentalBuild": True}
+                body = json.dumps(about).encode()
+                self.send_response(200)
+                self.send_header("Docker-Experimental", experimental)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """Nothing."""
+
+            def address_string(self) -> str:
+                return "-"
+
+        super().__init__(str(path), Handler)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_experimental_counts_from_dockerd_s_start_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on: bool
+) -> None:
     """After a reload `docker info` already says true."""
-    info = '{"ServerVersion": "20.10.24", "ExperimentalBuild": true}'
-    docker = f"#!/bin/sh\nif [ $1 = info ]; then echo '{info}'; else echo \"{words}\" >&2; exit 1; fi\n"
-    (calls.parent / "bin/docker").write_text(docker)
-    found = dockersetup.docker_info()
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/d")
+    with _Daemon(tmp_path / "d", on) as daemon:
+        thread = threading.Thread(target=daemon.serve_forever)
+        thread.start()
+        try:
+            found = dockersetup.docker_info()
+        finally:
+            daemon.shutdown()
+            thread.join()
     assert found is not None
     assert found["ExperimentalBuild"] is on
 

@@ -85,18 +85,22 @@ class NodeContext:
 
 def host() -> NodeContext:
     """The machine itself as a node: its own network, runc's default root, so that `runc run` is seen."""
-    state = paths.run_dir() / "node"
-    if (state / "node.json").is_file():
-        return NodeContext.load(state)
-    context = NodeContext(
+    context = machine()
+    if (context.state / "node.json").is_file():
+        return NodeContext.load(context.state)
+    context.save()
+    return context
+
+
+def machine() -> NodeContext:
+    """The machine as it would be a node, for those who only look: nothing is written."""
+    return NodeContext(
         name=os.uname().nodename,
-        state=state,
+        state=paths.run_dir() / "node",
         runc_root=Path("/run/runc"),
         cgroup="migroce/host",
         agent=paths.admin_socket(),
     )
-    context.save()
-    return context
 
 
 def check_id(container: str) -> str:

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +51,10 @@ def socket_of(ctx: NodeContext) -> Path | None:
 class DockerEngine:
     """The containers of one node's dockerd. All methods raise EngineError when it refuses or is not there."""
 
-    def __init__(self, ctx: NodeContext) -> None:
+    def __init__(self, ctx: NodeContext, timeout: float = TIMEOUT) -> None:
+        """`timeout`: seconds for one request."""
         self.ctx = ctx
+        self._timeout = timeout
         self._client: APIClient | None = None
 
     @property
@@ -70,7 +72,7 @@ class DockerEngine:
             import docker
 
             with self._said("docker"):
-                self._client = docker.APIClient(f"unix://{path}", version="auto", timeout=TIMEOUT)
+                self._client = docker.APIClient(f"unix://{path}", version="auto", timeout=self._timeout)
         return self._client
 
     def post(self, step: str, path: str, *args: str, data: Json | None = None, **params: Any) -> None:
@@ -155,6 +157,14 @@ class DockerEngine:
         with self._said("volume"):
             found = self.api.containers(all=True, filters={"volume": volume})
         return [str(each["Names"][0]).lstrip("/") for each in found if each.get("Names")]
+
+    def users_of_runtimes(self, names: Collection[str]) -> list[str]:
+        """Names of the containers that were made with one of the OCI runtimes."""
+        with self._said("list"):
+            found = (self.inspect(each["Id"]) for each in self.api.containers(all=True))
+            return sorted(
+                name_of(each) for each in found if each is not None and each["HostConfig"]["Runtime"] in names
+            )
 
     def list(self) -> list[ContainerInfo]:
         """All containers."""
