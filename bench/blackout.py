@@ -40,6 +40,10 @@ _FLOWING = 1e6  # bytes that the peer has received when traffic flows
 _TRICKLE = 20_000
 
 
+class PeerEndedError(BenchError):
+    """The process whose interfaces are listened to is gone."""
+
+
 class Ear:
     """Listens to what arrives in a container's network namespace: the longest silence while it listens."""
 
@@ -53,15 +57,23 @@ class Ear:
         self._thread = threading.Thread(target=self._listen, daemon=True)
 
     def received(self) -> int:
-        """Bytes received by all interfaces but `lo`."""
+        """Bytes received by all interfaces but `lo`. Raises PeerEndedError."""
         total = 0
-        for line in self._path.read_text().splitlines()[2:]:
+        try:
+            text = self._path.read_text()
+        except OSError as exc:  # ENOENT, or EINVAL while it ends
+            raise PeerEndedError("the program that should receive has ended") from exc
+        for line in text.splitlines()[2:]:
             name, _, numbers = line.partition(":")
             if name.strip() != "lo":
                 total += int(numbers.split()[0])
         return total
 
     def _listen(self) -> None:
+        with contextlib.suppress(PeerEndedError):  # said by whoever asks for what was `received`
+            self._measure()
+
+    def _measure(self) -> None:
         heard, seen = time.monotonic(), self.received()
         while not self._over.is_set():
             time.sleep(0.001)

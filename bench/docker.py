@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.blackout import MOVING, STATIC, Ear, wait_listening
+from bench.blackout import MOVING, STATIC, Ear, PeerEndedError, wait_listening
 from bench.ends import BenchError
 from bench.results import Section
 from bench.settings import Settings
@@ -67,13 +67,36 @@ def _run(
     return int(_inspect(node, name)["State"]["Pid"])
 
 
+def _keep_network(lab: Lab) -> None:
+    """Have a container on each node that keeps the overlay there between the rounds.
+
+    A node that leaves it with its last container and comes back at once with the next may be forgotten by
+    the others (moby issue 47728): the client of the next round says "Couldn't connect" and ends.
+    """
+    for node in lab.nodes.values():
+        _docker(node, "run", "-d", "--network", NETWORK, IMAGE, "sleep", "infinity")
+
+
 @contextlib.contextmanager
 def _removed(lab: Lab, *names: str) -> Iterator[None]:
+    """Remove them in the end. Raises BenchError with what they had to say if one has ended."""
     try:
         yield
+    except PeerEndedError as exc:
+        words = [f"{name}: {said}" for name in names if (said := _last_words(lab, name))]
+        raise BenchError("; ".join([str(exc), *words])) from exc
     finally:
         for node in lab.nodes.values():
             node.run(["docker", "rm", "-f", *names], check=False)
+
+
+def _last_words(lab: Lab, name: str) -> str:
+    """The last line of the container's output, wherever it is; '' if it has said nothing."""
+    said = ""
+    for node in lab.nodes.values():
+        with contextlib.suppress(MigroceError):
+            said = str(node.call("logs", container=name)).strip() or said
+    return said.splitlines()[-1] if said else ""
 
 
 def _hear(ear: Ear, amount: int) -> None:
@@ -146,6 +169,7 @@ def docker(settings: Settings) -> Section:
     try:
         remove_lab(LAB)
         with Lab.up(LAB, engine="docker", tell=settings.tell) as lab:
+            _keep_network(lab)
             for turn in range(-settings.warm_up, settings.rounds):
                 settings.tell(f"docker ({turn + 1}/{settings.rounds})")
                 silence, said, mib = _with_rdma(lab, 65536)
