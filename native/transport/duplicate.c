@@ -55,11 +55,11 @@ static void duplicate_read(struct mg_qp *qp, const struct mg_hdrs *h)
 		    (uint64_t)skip * qp->mtu + h->reth.length > s->length)
 			return; /* not what was asked before: dropped */
 		if (!mg_resp_read_allowed(qp, h)) {
-			mg_resp_refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
+			mg_resp_deny_again(qp, h->psn);
 			return;
 		}
 		if (restart_jobs(r, h->psn))
-			mg_resp_add_job(qp, (h->psn + n - 1) & MG_PSN_MASK, h, 0);
+			mg_resp_add_job(qp, (h->psn + n - 1) & MG_PSN_MASK, h, 0)->again = true;
 		return;
 	}
 }

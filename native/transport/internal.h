@@ -193,6 +193,7 @@ struct mg_job {
 	uint32_t srqn; /* XRC: in whose PD */
 	uint32_t left; /* bytes */
 	uint64_t orig; /* an atomic's result */
+	bool again;    /* it was executed before */
 };
 
 /* Replay record (IBA 9.7.5.1.3): what a duplicate READ or atomic may ask for again. */
@@ -212,7 +213,9 @@ struct mg_responder {
 	bool ack_pending;
 	bool ack_force; /* not to be held back by MG_TX_LAZY */
 	uint8_t ack_count;
-	uint8_t nak;	/* syndrome to send, 0: none; RNR syndromes too, and a last ACK */
+	uint8_t nak; /* syndrome to send, 0: none; RNR syndromes too, and a last ACK */
+	bool denied; /* a READ was asked for again, at denied_psn, whose memory is closed by now: NAK to send */
+	uint32_t denied_psn;
 	bool comm_est;	/* IBV_EVENT_COMM_EST was raised */
 	uint8_t opcode; /* last one accepted of a message in progress; MG_RESP_IDLE else */
 	bool have_wqe; /* qp->taken is a receive request of ours: the message in progress or the next uses it */

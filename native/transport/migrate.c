@@ -169,7 +169,7 @@ void mg_mig_resume(struct mg_qp *qp, mg_time now)
 	} else {
 		/* Whatever was on its way is lost; the peer asks again. READ answers start from that. */
 		r->nak = 0;
-		r->nak_sent = false;
+		r->nak_sent = r->denied = false;
 		r->job_head = r->job_fill = 0;
 		r->ack_pending = r->ack_force = r->epsn != qp->attr.rq_psn;
 		if (mg_qp_sends(qp))

@@ -64,7 +64,7 @@ void mg_resp_flush(struct mg_qp *qp)
 
 	mg_recv_flush(qp);
 	r->job_fill = 0;
-	r->ack_pending = false;
+	r->ack_pending = r->denied = false;
 	r->nak = 0;
 	r->opcode = MG_RESP_IDLE;
 }
@@ -280,19 +280,21 @@ static void rx_write(struct mg_qp *qp, const struct mg_hdrs *h)
 	accepted(qp, h, 1);
 }
 
-void mg_resp_add_job(struct mg_qp *qp, uint32_t last_psn, const struct mg_hdrs *h, uint64_t orig)
+struct mg_job *mg_resp_add_job(struct mg_qp *qp, uint32_t last_psn, const struct mg_hdrs *h, uint64_t orig)
 {
 	struct mg_responder *r = &qp->resp;
+	struct mg_job *j = &r->jobs[(r->job_head + r->job_fill++) % r->n_jobs];
 
-	r->jobs[(r->job_head + r->job_fill++) % r->n_jobs] = (struct mg_job){.opcode = h->opcode,
-									     .psn = h->psn,
-									     .last_psn = last_psn,
-									     .va = h->reth.va,
-									     .rkey = h->reth.rkey,
-									     .srqn = h->xrc_srqn,
-									     .left = h->reth.length,
-									     .orig = orig};
+	*j = (struct mg_job){.opcode = h->opcode,
+			     .psn = h->psn,
+			     .last_psn = last_psn,
+			     .va = h->reth.va,
+			     .rkey = h->reth.rkey,
+			     .srqn = h->xrc_srqn,
+			     .left = h->reth.length,
+			     .orig = orig};
 	mg_qp_ready(qp);
+	return j;
 }
 
 bool mg_resp_read_allowed(const struct mg_qp *qp, const struct mg_hdrs *h)
@@ -401,6 +403,20 @@ void mg_resp_fault(struct mg_qp *qp, uint32_t psn)
 	mg_resp_refuse(qp, MG_NAK_REM_ACCESS, IBV_WC_SUCCESS);
 }
 
+void mg_resp_deny_again(struct mg_qp *qp, uint32_t psn)
+{
+	qp->resp.denied = true;
+	qp->resp.denied_psn = psn;
+	mg_qp_ready(qp);
+}
+
+static void end_job(struct mg_responder *r)
+{
+	r->job_head = (r->job_head + 1) % r->n_jobs;
+	r->job_fill--;
+}
+
+/* False: there is no packet to be sent. */
 static bool tx_read(struct mg_qp *qp, struct mg_pkt *p)
 {
 	struct mg_responder *r = &qp->resp;
@@ -416,6 +432,11 @@ static bool tx_read(struct mg_qp *qp, struct mg_pkt *p)
 		from = mg_remote_map(qp, j->rkey, j->va, n, IBV_ACCESS_REMOTE_READ);
 	if (qp->xrcd)
 		leave_xrc(qp);
+	if (n && !from && j->again) {
+		mg_resp_deny_again(qp, j->psn);
+		end_job(r);
+		return false;
+	}
 	if (n && !from) {
 		mg_resp_fault(qp, j->psn); /* deregistered while we were answering */
 		return false;
@@ -436,10 +457,8 @@ static bool tx_read(struct mg_qp *qp, struct mg_pkt *p)
 	j->va += n;
 	j->left -= n;
 	j->psn = (j->psn + 1) & MG_PSN_MASK;
-	if (last) {
-		r->job_head = (r->job_head + 1) % r->n_jobs;
-		r->job_fill--;
-	}
+	if (last)
+		end_job(r);
 	return true;
 }
 
@@ -456,8 +475,7 @@ static void tx_atomic(struct mg_qp *qp, struct mg_pkt *p)
 	h.atomic_orig = j->orig;
 	p->n_iov = 0;
 	mg_pkt_finish(qp, p, &h, 0);
-	r->job_head = (r->job_head + 1) % r->n_jobs;
-	r->job_fill--;
+	end_job(r);
 }
 
 static bool tx_answer(struct mg_qp *qp, struct mg_pkt *p)
@@ -468,16 +486,22 @@ static bool tx_answer(struct mg_qp *qp, struct mg_pkt *p)
 	return true;
 }
 
-static void tx_ack(struct mg_qp *qp, uint8_t syndrome, uint32_t psn, struct mg_pkt *p)
+static void build_ack(struct mg_qp *qp, uint8_t syndrome, uint32_t psn, struct mg_pkt *p)
 {
-	struct mg_responder *r = &qp->resp;
 	struct mg_hdrs h;
 
 	mg_qp_hdrs(qp, MG_OP_ACK, psn, &h);
 	h.aeth.syndrome = syndrome;
-	h.aeth.msn = r->msn;
+	h.aeth.msn = qp->resp.msn;
 	p->n_iov = 0;
 	mg_pkt_finish(qp, p, &h, 0);
+}
+
+static void tx_ack(struct mg_qp *qp, uint8_t syndrome, uint32_t psn, struct mg_pkt *p)
+{
+	struct mg_responder *r = &qp->resp;
+
+	build_ack(qp, syndrome, psn, p);
 	r->ack_pending = r->ack_force = false; /* a NAK acknowledges what came before it */
 	r->ack_count = 0;
 }
@@ -487,8 +511,14 @@ enum mg_tx_result mg_resp_tx(struct mg_qp *qp, unsigned flags, struct mg_pkt *p)
 	struct mg_responder *r = &qp->resp;
 	uint8_t syndrome;
 
-	if (r->job_fill && qp->state != IBV_QPS_ERR && tx_answer(qp, p))
+	while (r->job_fill && qp->state != IBV_QPS_ERR)
+		if (tx_answer(qp, p))
+			return MG_TX_PACKET;
+	if (r->denied && qp->state != IBV_QPS_ERR) {
+		r->denied = false;
+		build_ack(qp, MG_NAK_REM_ACCESS, r->denied_psn, p);
 		return MG_TX_PACKET;
+	}
 	if (r->nak) {
 		syndrome = r->nak;
 		r->nak = 0;

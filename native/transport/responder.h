@@ -8,8 +8,13 @@
 /* Answer with NAK `syndrome` and end; `status`: of the receive request in use, if there is one and it is not success. */
 void mg_resp_refuse(struct mg_qp *qp, uint8_t syndrome, enum ibv_wc_status status);
 bool mg_resp_read_allowed(const struct mg_qp *qp, const struct mg_hdrs *h);
+/*
+ * What a READ that was executed before names is closed by now. A peer that still waits for the data is told so;
+ * mostly it is a copy that comes late, whose answer arrived before the memory was closed: no error of ours.
+ */
+void mg_resp_deny_again(struct mg_qp *qp, uint32_t psn);
 /* Answer a READ or atomic, up to `last_psn`, when its turn comes; orig: an atomic's result. There is room. */
-void mg_resp_add_job(struct mg_qp *qp, uint32_t last_psn, const struct mg_hdrs *h, uint64_t orig);
+struct mg_job *mg_resp_add_job(struct mg_qp *qp, uint32_t last_psn, const struct mg_hdrs *h, uint64_t orig);
 
 /* duplicate.c */
 /* What a READ (its last PSN aside), an atomic, an ATOMIC WRITE or a FLUSH names. */

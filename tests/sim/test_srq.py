@@ -25,9 +25,7 @@ class Two(Pair):
     def __init__(self, *, xrc: bool = False, depth: int = 16, **more: object):
         super().__init__(connect=False, **more)  # type: ignore[arg-type]
         self.domain = self.b.engine.xrcd() if xrc else -1
-        self.srq: Srq = self.b.engine.srq(
-            self.b.pd, depth, xrcd=self.domain, cq=self.b.cq if xrc else None
-        )
+        self.srq: Srq = self.b.engine.srq(self.b.pd, depth, xrcd=self.domain, cq=self.b.cq if xrc else None)
         self.src: list[Qp] = []
         self.dst: list[Qp] = []
         a, b = self.a, self.b

@@ -238,6 +238,39 @@ def test_a_repeated_send_with_invalidate_invalidates_once() -> None:
         assert (w.a.done(), w.a.get(into)) == ([(1, 0), (2, 0)], b"alive")
 
 
+def test_a_copy_of_a_read_that_comes_after_its_window_was_closed_harms_nobody() -> None:
+    with Pair() as w:
+        w.settle()
+        at = w.b.put(b"take it")
+        mw = _bound(w, at)
+        w.b.recv(1, 8)
+        w.rule(Action.DUP, Op.READ_REQ, count=1, delay=20 * MS)
+        into = w.a.space(7)
+        w.a.post(1, READ, [into], remote_addr=at.addr, rkey=mw.rkey)
+        w.a.post(2, SEND_INV, [w.a.put(b"m")], imm=mw.rkey, flags=SendFlag.SIGNALED | SendFlag.FENCE)
+        w.go(100 * MS)
+        assert w.b.engine.counters()["duplicates"] == 1
+        assert (w.a.done(), w.a.get(into)) == ([(1, 0), (2, 0)], b"take it")
+        assert [e for e in w.events() if e.type != Event.COMM_EST] == []
+        w.echo()
+
+
+def test_who_still_waits_for_a_read_is_told_that_its_memory_has_closed() -> None:
+    """The responder has executed it once, and goes on."""
+    with Pair() as w:
+        w.settle()
+        at = w.b.put(b"gone")
+        mr = w.b.engine.mr(w.b.pd, 0, 8192, ALL_ACCESS)
+        rule = w.rule(Action.DROP, Op.READ_RESP_ONLY, count=1)
+        w.a.post(1, READ, [w.a.space(4)], remote_addr=at.addr, rkey=mr.rkey)
+        w.go(MS // 2)
+        assert w.hits(rule) == 1
+        mr.free()
+        w.go(1 * S)
+        assert w.a.done() == [(1, DENIED)]
+        assert w.b.qp.state() is QpState.RTS
+
+
 @pytest.mark.parametrize("which", ["region", "type 1", "unbound", "nothing", "another QP's"])
 def test_a_key_that_may_not_be_invalidated_breaks_the_receiver_alone(which: str) -> None:
     """Class J: the message is delivered and acknowledged, its receive fails, the QP is gone."""

@@ -76,9 +76,7 @@ class Engine:
         c = w.ffi.new(
             "struct mgs_caps *", (caps.send_wr, caps.recv_wr, caps.send_sge, caps.recv_sge, caps.inline)
         )
-        index = check(
-            w.lib.mgs_qp_new_type(w.ptr, pd, send_cq.index, recv_cq.index, c, int(sig_all), kind)
-        )
+        index = check(w.lib.mgs_qp_new_type(w.ptr, pd, send_cq.index, recv_cq.index, c, int(sig_all), kind))
         granted = Caps(c.max_send_wr, c.max_recv_wr, c.max_send_sge, c.max_recv_sge, c.max_inline)
         return Qp(self, index, granted)
 
