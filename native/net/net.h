@@ -56,7 +56,7 @@ struct mg_sock {
 	bool wild;	 /* bound to the any-address: packets carry their own by PKTINFO */
 	uint8_t gid[16]; /* the bound address, when not wild */
 	uint16_t sport;	 /* the port it sends from, host order: the ICRC covers it */
-	int ttl, tos;	 /* the socket's defaults, to save a control message per packet */
+	int tos;	 /* the socket's default, to save a control message per packet */
 	bool mcast;	 /* it has been told the interface for multicast */
 	mg_time hot;	 /* last traffic: a quiet second socket is looked at less often */
 };

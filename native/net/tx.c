@@ -127,20 +127,19 @@ static void add_control(struct msghdr *m, int level, int type, const void *data,
 	m->msg_controllen += CMSG_SPACE(len);
 }
 
-/* TTL and TOS that differ from the socket's own. Most programs use one pair: that becomes the socket's. */
+/*
+ * A TOS that differs from the socket's own. Most programs use one: that becomes the socket's. The hop limit of an
+ * AH or QP is for multicast only: to one address the kernel's drivers send with the route's, whatever the program
+ * says (ib_resolve_unicast_gid_dmac), and some examples say 1.
+ */
 static void add_ttl_tos(struct mg_sock *s, struct msghdr *m, const struct mg_pkt *pkt, bool v4)
 {
 	int level = v4 ? IPPROTO_IP : IPPROTO_IPV6;
 	int ttl = pkt->hop_limit ? pkt->hop_limit : 64, tos = pkt->tclass;
 
-	bool mcast = mg_gid_multicast(pkt->dst.gid);
-
-	if (s->ttl < 0 && !mcast &&
-	    !setsockopt(s->fd, level, v4 ? IP_TTL : IPV6_UNICAST_HOPS, &ttl, sizeof(ttl)))
-		s->ttl = ttl;
 	if (s->tos < 0 && !setsockopt(s->fd, level, v4 ? IP_TOS : IPV6_TCLASS, &tos, sizeof(tos)))
 		s->tos = tos;
-	if (s->ttl != ttl || mcast) /* there is another default for multicast */
+	if (mg_gid_multicast(pkt->dst.gid))
 		add_control(m, level, v4 ? IP_TTL : IPV6_HOPLIMIT, &ttl, sizeof(ttl));
 	if (s->tos != tos)
 		add_control(m, level, v4 ? IP_TOS : IPV6_TCLASS, &tos, sizeof(tos));

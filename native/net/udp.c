@@ -130,7 +130,7 @@ static int set_up(struct mg_net *net, int fd)
 	/* Off: a way to see single packets in a capture, or out of a driver's trouble with GSO. */
 	net->gso = !getenv("MIGROCE_NO_GSO");
 	s->fd = fd;
-	s->ttl = s->tos = -1;
+	s->tos = -1;
 	s->mcast = false;
 	/* Only what it has joined itself: other processes' groups are not for this one. */
 	if (s == &net->sock[MG_V4])

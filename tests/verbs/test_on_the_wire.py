@@ -93,6 +93,8 @@ def _judge(packets: list[Seen], family: int, directory: Path) -> None:
     """Both ends have sent, and nothing can be said against any packet."""
     assert {packet.outgoing for packet in packets} == {True, False}
     assert {packet.family for packet in packets} == {family}
+    hop_limits = {packet.frame[14 + (8 if family == 4 else 7)] for packet in packets}
+    assert hop_limits == {64}, "the route's, as with the kernel's drivers, whatever the program asks for"
     assert [fault for packet in packets for fault in faults(packet)] == []
     if shutil.which("tshark"):
         assert tshark_complaints(directory / "seen.pcap", packets) == []
