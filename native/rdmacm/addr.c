@@ -301,7 +301,7 @@ MGC_EXPORT int rdma_resolve_addr(struct rdma_cm_id *ib, struct sockaddr *src, st
 		if (err)
 			return mgc_err(err);
 	}
-	if (id->state != MGC_BOUND)
+	if (id->state != MGC_BOUND || ib->route.addr.src_addr.sa_family != dst->sa_family)
 		return mgc_err(EINVAL);
 	memcpy(&to, dst, mgc_len(dst));
 	if (!mgc_any(&ib->route.addr.src_addr))

@@ -156,3 +156,61 @@ MGC_EXPORT int rdma_getaddrinfo(const char *node, const char *service, const str
 	freeaddrinfo(found);
 	return *res ? 0 : mgc_err(ENODATA);
 }
+
+/* ---- the same by an event (rdma-core 59) ------------------------------------------------------------- */
+
+/* Not in the headers we may be built with. */
+int rdma_resolve_addrinfo(struct rdma_cm_id *id, const char *node, const char *service,
+			  const struct rdma_addrinfo *hints);
+int rdma_query_addrinfo(struct rdma_cm_id *id, struct rdma_addrinfo **info);
+
+/* As the real one it looks up by itself, and says so by the event. */
+MGC_EXPORT int rdma_resolve_addrinfo(struct rdma_cm_id *ib, const char *node, const char *service,
+				     const struct rdma_addrinfo *hints)
+{
+	struct rdma_addrinfo *found = NULL;
+	struct mgc_id *id;
+	bool busy;
+	int ret;
+
+	MGC_FORWARD(rdma_resolve_addrinfo, ib, node, service, hints);
+	if (!ib)
+		return mgc_err(EINVAL);
+	if (hints && hints->ai_flags & MGC_RAI_SA) /* of a subnet administrator, which RoCE has not */
+		return mgc_err(EOPNOTSUPP);
+	id = mgc_id(ib);
+	mg_device_lock(id->dev);
+	busy = id->resolving;
+	id->resolving = true;
+	mg_device_unlock(id->dev);
+	if (busy)
+		return mgc_err(EBUSY);
+	errno = 0;
+	ret = rdma_getaddrinfo(node, service, hints, &found);
+	if (ret && (ret != -1 || !errno))
+		errno = EADDRNOTAVAIL; /* an EAI_ code */
+	mg_device_lock(id->dev);
+	id->resolving = !ret;
+	id->resolved = found;
+	if (!ret)
+		mgc_post(id, (enum rdma_cm_event_type)MGC_EVENT_ADDRINFO_RESOLVED, 0);
+	mg_device_unlock(id->dev);
+	return ret ? -1 : mgc_complete(id);
+}
+
+/* The caller's from here on, to be freed by rdma_freeaddrinfo. */
+MGC_EXPORT int rdma_query_addrinfo(struct rdma_cm_id *ib, struct rdma_addrinfo **info)
+{
+	struct mgc_id *id;
+
+	MGC_FORWARD(rdma_query_addrinfo, ib, info);
+	if (!ib || !info)
+		return mgc_err(EINVAL);
+	id = mgc_id(ib);
+	mg_device_lock(id->dev);
+	*info = id->resolved;
+	id->resolved = NULL;
+	id->resolving &= !*info;
+	mg_device_unlock(id->dev);
+	return mgc_err(*info ? 0 : ENOENT);
+}

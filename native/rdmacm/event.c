@@ -207,6 +207,27 @@ MGC_EXPORT int rdma_get_cm_event(struct rdma_event_channel *channel, struct rdma
 	return 0;
 }
 
+/* Of rdma-core 59; not in the headers we may be built with. The real one writes to the channel, which is an eventfd here. */
+int rdma_write_cm_event(struct rdma_cm_id *id, enum rdma_cm_event_type event, int status, uint64_t arg);
+
+MGC_EXPORT int rdma_write_cm_event(struct rdma_cm_id *ib, enum rdma_cm_event_type event, int status,
+				   uint64_t arg)
+{
+	struct mgc_event *ev;
+	struct mgc_id *id;
+
+	MGC_FORWARD(rdma_write_cm_event, ib, event, status, arg);
+	if (!ib || (int)event != MGC_EVENT_USER)
+		return mgc_err(EINVAL);
+	id = mgc_id(ib);
+	mg_device_lock(id->dev);
+	ev = mgc_post(id, event, status);
+	if (ev)
+		memcpy(&ev->ib.param, &arg, sizeof(arg)); /* param.arg */
+	mg_device_unlock(id->dev);
+	return mgc_err(ev ? 0 : ENOMEM);
+}
+
 MGC_EXPORT int rdma_ack_cm_event(struct rdma_cm_event *event)
 {
 	struct mgc_event *ev;

@@ -126,6 +126,7 @@ static struct mgc_id *alloc_id(struct mg_device *dev, void *context, enum rdma_p
 static void free_id(struct mgc_id *id)
 {
 	mgc_leave_all(id);
+	rdma_freeaddrinfo(id->resolved);
 	pthread_mutex_destroy(&id->mutex);
 	pthread_cond_destroy(&id->cond);
 	free(id->ib.route.path_rec);

@@ -64,6 +64,11 @@ enum mgc_state {
 
 struct mgc_mcast;
 
+/* Of newer headers than the oldest we are built with: rdma-core 59. */
+#define MGC_EVENT_ADDRINFO_RESOLVED 16
+#define MGC_EVENT_USER 18
+#define MGC_RAI_SA 0x10
+
 struct mgc_channel {
 	struct rdma_event_channel ib;
 	struct mgv_sem sem;
@@ -115,6 +120,9 @@ struct mgc_id {
 	size_t ep_private_len;
 	bool own_send_cq, own_recv_cq;
 	struct mgv_list groups; /* of struct mgc_mcast */
+	/* rdma_resolve_addrinfo; dev->lock */
+	bool resolving;
+	struct rdma_addrinfo *resolved;
 	/* events handed out and acknowledged */
 	pthread_mutex_t mutex;
 	pthread_cond_t cond;

@@ -38,6 +38,14 @@ static const struct mg_cm_msg *peers_message(const struct mgc_id *id)
 	return id->passive ? &id->req : &id->rep;
 }
 
+/* What the peer's message says, within what we have asked for and can: a reply may say more. */
+static uint8_t agreed(const struct mgc_id *id, uint8_t told, uint8_t asked)
+{
+	uint8_t most = id->passive ? MG_MAX_RD_ATOMIC : asked;
+
+	return told < most ? told : most;
+}
+
 /* A message's Starting PSN is where its *recipient* begins to send (IBA 12.7.31). */
 static void rtr_attr(const struct mgc_id *id, struct ibv_qp_attr *a, int *mask)
 {
@@ -59,7 +67,7 @@ static void rtr_attr(const struct mgc_id *id, struct ibv_qp_attr *a, int *mask)
 	*mask = IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN;
 	if (is_uc(id))
 		return;
-	a->max_dest_rd_atomic = id->responder_resources;
+	a->max_dest_rd_atomic = agreed(id, id->responder_resources, id->req.responder_resources);
 	a->min_rnr_timer = 0; /* 655 ms, as the kernel has it */
 	*mask |= IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER;
 }
@@ -73,7 +81,7 @@ static void rts_attr(const struct mgc_id *id, struct ibv_qp_attr *a, int *mask)
 	a->timeout = id->req.primary.ack_timeout;
 	a->retry_cnt = id->req.retry_count;
 	a->rnr_retry = id->passive ? id->req.rnr_retry_count : id->rep.rnr_retry_count;
-	a->max_rd_atomic = id->initiator_depth;
+	a->max_rd_atomic = agreed(id, id->initiator_depth, id->req.initiator_depth);
 	*mask |= IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC;
 }
 

@@ -59,11 +59,12 @@ void mgv_free_buf(struct mgv_buf *buf)
 	free(buf);
 }
 
-bool mgv_buf_holds(const struct mgv_buf *buf, const void *addr, size_t length)
+bool mgv_buf_holds(const struct mgv_buf *buf, const struct ibv_pd *pd, const void *addr, size_t length)
 {
 	uintptr_t at = (uintptr_t)addr - (uintptr_t)buf->addr;
 
-	return (uintptr_t)addr >= (uintptr_t)buf->addr && at <= buf->size && length <= buf->size - at;
+	return buf->pd == pd && (uintptr_t)addr >= (uintptr_t)buf->addr && at <= buf->size &&
+	       length <= buf->size - at;
 }
 
 MGV_EXPORT struct ibv_mr *mgv_reg_buf_mr(struct ibv_pd *pd, struct mgv_buf *buf, void *addr, size_t length,
@@ -77,7 +78,7 @@ struct ibv_mr *mgv_reg_buf_mr(struct ibv_pd *pd, struct mgv_buf *buf, void *addr
 		errno = EOPNOTSUPP;
 		return real ? real(pd, buf, addr, length, access) : NULL;
 	}
-	if (!buf || !mgv_buf_holds(buf, addr, length)) {
+	if (!buf || !mgv_buf_holds(buf, pd, addr, length)) {
 		errno = EINVAL;
 		return NULL;
 	}

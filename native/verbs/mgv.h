@@ -285,7 +285,7 @@ int mgv_dealloc_td(struct ibv_td *td);
 struct ibv_pd *mgv_alloc_parent_domain(struct ibv_context *c, struct ibv_parent_domain_init_attr *attr);
 struct mgv_buf;
 /* buf.c: whether the range lies within what ibv_alloc_buf gave. */
-bool mgv_buf_holds(const struct mgv_buf *buf, const void *addr, size_t length);
+bool mgv_buf_holds(const struct mgv_buf *buf, const struct ibv_pd *pd, const void *addr, size_t length);
 struct ibv_mr *mgv_reg_mr(struct ibv_pd *pd, void *addr, size_t length, uint64_t iova, unsigned access);
 /* 0 when [addr, addr+length) is mapped readable (and writable when asked), else EFAULT. */
 int mgv_check_mapped(const void *addr, size_t length, bool write);

@@ -152,7 +152,7 @@ struct ibv_mr *mgv_reg_mr_ex(struct ibv_pd *pd, struct reg_mr_ex_attr *attr)
 	}
 	if (!(attr->comp_mask & REG_MR_EX_ADDR) ||
 	    (attr->comp_mask & REG_MR_EX_BUF &&
-	     (!attr->buf || !mgv_buf_holds(attr->buf, attr->addr, attr->length)))) {
+	     (!attr->buf || !mgv_buf_holds(attr->buf, pd, attr->addr, attr->length)))) {
 		errno = EINVAL;
 		return NULL;
 	}

@@ -11,9 +11,11 @@ import pytest
 from migroce import dump as dumps
 
 from .pair import Node, Pair
-from .records import MS, Action, Link, Path, S, VerbsError, Wr
+from .records import MS, Action, Link, Path, S, VerbsError, Wr, gid
 from .shared import Shared, schedule
+from .test_ud import Datagrams
 from .verbs import Event, QpState, QpType, WcStatus, WrOpcode
+from .windows import bind
 from .world import Qp, Srq
 
 SCALE = int(os.environ.get("MIGROCE_SIM_SCALE", "1"))
@@ -235,3 +237,67 @@ def test_a_run_with_a_full_queue_uses_every_request_in_order() -> None:
     with Shared(4711, xrc=True, senders=3, qps=3, queues=2, messages=30, depth=64) as w:
         w.finish()
         w.check_dump()
+
+
+# ---- with windows, with datagrams ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_a_window_of_type_1_serves_xrc_and_one_of_type_2_the_qp_that_bound_it_alone(kind: int) -> None:
+    """An XRC target has no send queue, so that none of type 2 can be its own."""
+    with Two(xrc=True) as w:
+        for node in w.nodes:
+            node.qp.connect(node.path)
+        w.settle()
+        at = w.b.put(b"through XRC")
+        mw = w.b.engine.mw(w.b.pd, kind)
+        w.b.qp.post_send(bind(100, mw, w.b.mr, at.addr, at.length))
+        w.go(MS)
+        assert w.b.done() == [(100, 0)]
+        into = w.a.space(at.length)
+        read = Wr(1, (into,), WrOpcode.RDMA_READ, 2, 0, at.addr, mw.rkey, srqn=w.srq.num)
+        w.src[0].post_send(read)
+        w.go(1 * S)
+        if kind == 1:
+            assert (w.a.done(), w.a.get(into)) == ([(1, 0)], b"through XRC")
+        else:
+            assert w.a.done() == [(1, WcStatus.REM_ACCESS_ERR)]
+            w.a.qp.post_send(read._replace(wr_id=2))
+            w.go(1 * S)
+            assert (w.a.done()[1:], w.a.get(into)) == ([(2, 0)], b"through XRC")
+
+
+def test_datagrams_to_several_qps_take_from_one_queue_and_wait_there_during_a_move() -> None:
+    with Datagrams() as w:
+        a, b = w.a, w.b
+        srq = b.engine.srq(b.pd, 16)
+        qps = []
+        for _ in range(2):
+            qp = b.engine.qp_of(QpType.UD, pd=b.pd, send_cq=b.cq, recv_cq=b.cq, srq=srq)
+            qp.connect(b.path)
+            qps.append(qp)
+        into = [b.space(200) for _ in range(6)]
+        for i, sge in enumerate(into):
+            srq.post(Wr(i, (sge,)))
+        srq.modify(limit=3)
+        for i in range(3):
+            w.send(a, i, b"message %d" % i, remote_qpn=qps[i % 2].num)
+        w.go()
+        assert [(x.wr_id, x.status, x.qp_num) for x in b.wcs] == [(i, 0, qps[i % 2].num) for i in range(3)]
+        number = w.stop(b)
+        w.go(20 * MS)
+        w.resume(b, number, "10.0.9.9")
+        handle = a.engine.ah(a.pd, gid("10.0.9.9"))
+        for i in range(3, 6):
+            w.send(a, i, b"message %d" % i, remote_qpn=qps[i % 2].num, ah=handle)
+        w.go()
+        assert a.done() == [(i, 0) for i in range(6)]
+        assert [(x.wr_id, x.status, x.qp_num) for x in b.wcs[3:]] == [
+            (i, 0, qps[i % 2].num) for i in range(3, 6)
+        ]
+        assert [b.get(sge)[40:49] for sge in into] == [b"message %d" % i for i in range(6)]
+        limits = [e for e in w.events() if e.type == Event.SRQ_LIMIT_REACHED]
+        assert len(limits) == 1
+        w.send(a, 9, b"nobody waits", remote_qpn=qps[0].num, ah=handle)
+        w.go()
+        assert b.engine.counters()["rx_dropped"] == 1

@@ -164,6 +164,7 @@ struct ibv_mr *reg_buf_mr(struct ibv_pd *pd, void *buf, void *addr, size_t lengt
 static void buffers_are_allocated_and_registered(void)
 {
 	struct reg_attr a = {.length = LEN, .access = IBV_ACCESS_LOCAL_WRITE, .comp_mask = 2 | 32};
+	struct ibv_pd *other;
 	struct ibv_mr *mr;
 	void *buf;
 	char *p;
@@ -180,6 +181,9 @@ static void buffers_are_allocated_and_registered(void)
 	CHECK_EQ(ibv_dereg_mr(mr), 0);
 	CHECK_ERRNO(reg_buf_mr(pd, buf, p, LEN + 1, 0), EINVAL);
 	CHECK_ERRNO(reg_buf_mr(pd, buf, p + 1, SIZE_MAX, 0), EINVAL);
+	CHECK(other = ibv_alloc_pd(pd->context));
+	CHECK_ERRNO(reg_buf_mr(other, buf, p, LEN, 0), EINVAL); /* another PD's */
+	CHECK_EQ(ibv_dealloc_pd(other), 0);
 	CHECK_ERRNO(reg_buf_mr(pd, buf, p - 1, 1, 0), EINVAL);
 	CHECK_ERRNO(reg_buf_mr(pd, NULL, p, LEN, 0), EINVAL);
 	a.addr = p;
