@@ -211,14 +211,15 @@ def _content(path: Path) -> str | None:
 # -- the daemon ----------------------------------------------------------------------------------------------
 
 
-def _engine() -> DockerEngine:
+def engine() -> DockerEngine:
+    """This machine's Docker: DOCKER_HOST, or the usual socket."""
     return DockerEngine(context.machine(), timeout=30)
 
 
 def docker_info() -> dict[str, Any] | None:
     """`docker info` of this machine's daemon (DOCKER_HOST, or the usual socket); None: it does not answer."""
     with contextlib.suppress(EngineError):
-        return _engine().about
+        return engine().about
     return None
 
 
@@ -442,5 +443,5 @@ def _forgotten(seconds: float = 5.0) -> bool:
 def _users() -> list[str]:
     """Names of containers that were made with our runtime."""
     with contextlib.suppress(EngineError):
-        return _engine().users_of_runtimes({RUNTIME, ASKED})
+        return engine().users_of_runtimes({RUNTIME, ASKED})
     return []

@@ -344,12 +344,13 @@ def _docker() -> Check:
 
     if _on_path("docker") is None:
         return _good("Docker", "not installed (only Docker's own containers need it)")
-    info = dockersetup.docker_info()
-    if info is None:
-        code, out = _output("docker", "version", "--format", "{{.Server.Version}}")
-        why = _last(out) if code else "no reason given"
-        mend = "start it, if you want to move its containers"
-        return _warn("Docker", f"the daemon does not answer: {why}", mend)
+    engine = dockersetup.engine()
+    try:
+        if not engine.here:
+            return _warn("Docker", "dockerd does not run", "start it, if you want to move its containers")
+        info = engine.about
+    except EngineError as exc:
+        return _warn("Docker", exc.reason, exc.mend)
     version = info["ServerVersion"]
     try:
         dockerspec.check_release("this machine", {**info, "ExperimentalBuild": True}, {"any": "network"})

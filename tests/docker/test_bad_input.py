@@ -103,6 +103,20 @@ def test_a_disk_that_is_full(stage: Stage, disk: Disk, at: str) -> None:
     box.counts_on()
 
 
+def test_an_image_without_a_name_does_not_stay_where_its_container_did_not(stage: Stage, disk: Disk) -> None:
+    here = stage.lab.node("a")
+    here.run(["docker", "run", "--name", "made", IMAGE, "touch", "/small"])
+    image = here.run(["docker", "commit", "made"]).stdout.decode().strip()
+    here.run(["docker", "rm", "made"])
+    box = stage.counter("a", image=image)
+    try:
+        fails(stage, box, "node-b", "docker system prune", at="restore", do=disk.fill)
+    finally:
+        disk.empty()
+        box.docker("rm", "-f", box.name)
+        here.run(["docker", "rmi", image])
+
+
 def test_a_disk_that_an_image_fills(stage: Stage, disk: Disk) -> None:
     there = stage.lab.node("a")
     write = ["dd", "if=/dev/urandom", "of=/big", "bs=1M", "count=64"]

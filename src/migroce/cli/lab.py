@@ -115,6 +115,8 @@ def register(app: typer.Typer) -> None:
         pairs = [each.partition("=") for each in env or []]
         if wrong := [name for name, equals, _ in pairs if not equals]:
             raise MigroceError(f"--env {wrong[0]} has no value; write {wrong[0]}=VALUE", status=2)
+        if wrong := [value for name, _, value in pairs if not name]:
+            raise MigroceError(f"--env ={wrong[0]} has no name; write NAME=VALUE", status=2)
         extra = {name: value for name, _, value in pairs}
         found = Lab.load(name)
         try:

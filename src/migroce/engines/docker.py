@@ -121,6 +121,20 @@ class DockerEngine:
             except docker.errors.NotFound:
                 return None
 
+    def remove_unnamed(self, image: str) -> None:
+        """`docker rmi` of an image that has no name and no container; any other is left."""
+        found = self.image(image)
+        if found is None or found.get("RepoTags"):
+            return
+        import docker.errors
+
+        with self._said("image"):
+            try:
+                self.api.remove_image(image)
+            except docker.errors.APIError as exc:
+                if exc.status_code not in (404, 409):
+                    raise
+
     def network(self, name: str) -> Json | None:
         """`docker network inspect` with its containers; None if the node cannot see one of that name."""
         import docker.errors
@@ -131,14 +145,16 @@ class DockerEngine:
             except docker.errors.NotFound:
                 return None
 
-    def holder(self, network: str, ip: str) -> tuple[str, str] | None:
-        """(container, host) that has the address in a swarm's network, as far as the node has heard."""
+    def holder(self, network: str, ip: str, but: str) -> tuple[str, str] | None:
+        """(container, host) other than the container `but` that has the address in a swarm's network, as far
+        as the node has heard.
+        """
         import docker.errors
 
         with self._said("network"), contextlib.suppress(docker.errors.NotFound):
             services = self.api.inspect_network(network, verbose=True).get("Services") or {}
             for each in (services.get("") or {}).get("Tasks") or []:  # under "": what belongs to no service
-                if each.get("EndpointIP") == ip:
+                if each.get("EndpointIP") == ip and each.get("Name") != but:
                     return str(each.get("Name")), str((each.get("Info") or {}).get("Host IP"))
         return None
 

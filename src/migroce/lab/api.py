@@ -32,6 +32,9 @@ from migroce.nodes import LocalNode
 
 MAX_NODES = 26
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,15}")
+_LONGEST_PREFIX = 29
+_NO_HOSTS = (0, *range(240, 256))
+"""First bytes of addresses that no host has."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -195,8 +198,8 @@ class Lab:
     def create(self, container: str, node: str, args: Sequence[str], **options: Any) -> dict[str, Any]:
         """Start a container on a node; its info. Options as `OciEngine.create` (ip, ip6, env, ...)."""
         ip = options.get("ip")
-        if ip is not None and ipaddress.IPv4Address(ip) not in ipaddress.IPv4Network(self._subnet()):
-            raise LabError("create", f"{ip} is not in the lab's network {self._subnet()}")
+        if ip is not None:
+            _check_address(ip, ipaddress.IPv4Network(self._subnet()))
         return dict(self.node(node).call("create", container=container, args=list(args), **options))
 
     def _subnet(self) -> str:
@@ -275,9 +278,30 @@ def _check(name: str, nodes: int, subnet: str) -> None:
     if not 1 <= nodes <= MAX_NODES:
         raise LabError("lab", f"{nodes} nodes are not possible", f"ask for 1 to {MAX_NODES}")
     try:
-        ipaddress.IPv4Network(subnet)
+        network = ipaddress.IPv4Network(subnet)
     except ValueError as exc:
         raise LabError("lab", f"{subnet} is no IPv4 network: {exc}", "write 10.0.1.0/24") from exc
+    why = ""
+    if network.is_multicast or network.is_loopback or network.network_address.packed[0] in _NO_HOSTS:
+        why = "holds addresses that no container can have"
+    elif network.prefixlen > _LONGEST_PREFIX:
+        why = "is too small for containers"
+    elif network.overlaps(topology.UNDERLAY):
+        why = f"overlaps the nodes' own network {topology.UNDERLAY}"
+    if why:
+        raise LabError("lab", f"{subnet} {why}", "write 10.0.1.0/24")
+
+
+def _check_address(ip: str, network: ipaddress.IPv4Network) -> None:
+    """Raise LabError if no container of the network can have the address."""
+    try:
+        address = ipaddress.IPv4Address(ip)
+    except ValueError as exc:
+        raise LabError("create", f"{ip!r} is no IPv4 address", f"take one of {network}") from exc
+    if address not in network:
+        raise LabError("create", f"{ip} is not in the lab's network {network}")
+    if address in (network.network_address, network.broadcast_address):
+        raise LabError("create", f"{ip} means all of {network}", "take another")
 
 
 def _state(name: str) -> Path:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import ipaddress
 import os
 from pathlib import Path
 
@@ -29,6 +30,8 @@ VXLAN_OVERHEAD = 50
 VXLAN_ID = 4096
 VXLAN_PORT = 4789
 BRIDGE = "br0"
+UNDERLAY = ipaddress.IPv4Network("192.168.77.0/24")
+"""The nodes' own network."""
 _NETNS_DIR = Path("/run/netns")
 
 
@@ -49,7 +52,7 @@ class Plan:
         return f"migroce-{self.lab}.{node}"
 
     def underlay_ip(self, node: str) -> str:
-        return f"192.168.77.{self.nodes.index(node) + 1}"
+        return str(UNDERLAY[self.nodes.index(node) + 1])
 
 
 def netns_path(name: str) -> Path:

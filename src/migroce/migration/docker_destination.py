@@ -35,6 +35,8 @@ from migroce.migration.dockerkit import agent_name
 _SPARE = 64 << 20
 _NEEDED = 8 << 20
 """Bytes of disk that `docker start` and CRIU's log may take."""
+_FORGETTING = 3.0
+"""Seconds that a swarm may take to hear that a container has given its address back."""
 _CHECKPOINT = "migroce"
 
 
@@ -182,17 +184,23 @@ class DockerDestination(DestinationSide):
             reason = f"no space is left in {root} on {self.ctx.name}"
             raise EngineError("restore", reason, docker.NO_SPACE)
 
-    def _check_addresses_left(self) -> None:
-        """Refuse if a container has got hold of an address since the source gave it back. Raises EngineError.
+    def _check_holders(self, step: str, patience: float = 0) -> None:
+        """Refuse if another container has an address as well, for `patience` seconds. Raises EngineError.
 
-        Docker would find that out in 20 s.
+        Docker would find that out in 20 s, while the container is frozen. A swarm gives an address to two if
+        it has lost sight of a node for a while.
         """
         for network, endpoint in dockerspec.endpoints(self.found() or {}).items():
             ip = str(endpoint["IPAMConfig"].get("IPv4Address") or "") if endpoint else ""
-            holder = self.docker.holder(network, ip) if ip else None
-            if holder is not None and holder[0] != self.container:  # the source's may be remembered still
-                reason = f"address {ip} of {network} was taken meanwhile by {holder[0]} on {holder[1]}"
-                raise EngineError("restore", reason, f"remove {holder[0]}, or give it another address")
+            end = time.monotonic() + patience
+            # The source's own may be remembered still.
+            while ip and (holder := self.docker.holder(network, ip, but=self.container)) is not None:
+                if time.monotonic() < end:
+                    time.sleep(0.1)
+                    continue
+                taken = "was taken meanwhile" if step == "restore" else "is in use"
+                reason = f"address {ip} of {network} {taken} by {holder[0]} on {holder[1]}"
+                raise EngineError(step, reason, f"remove {holder[0]}, or give it another address")
 
     def _image(self, about: dict[str, Any]) -> str | None:
         """How to name the container's image here, None if it is not there."""
@@ -202,9 +210,11 @@ class DockerDestination(DestinationSide):
                 return str(reference)
         return None
 
-    def prepare(self, about: dict[str, Any]) -> str:  # noqa: ARG002
+    def prepare(self, about: dict[str, Any]) -> str:
         """A place for what comes; its data socket. Raises MigroceError, OSError."""
         self.where.mkdir(mode=0o700, parents=True)
+        if self._image(about) is None:
+            write_json(self.where / "image.json", {"id": about["image"]["id"]})
         self.adopt()
         path = self._listen()
         self._received = defaultdict(Future)
@@ -225,6 +235,8 @@ class DockerDestination(DestinationSide):
         for network, endpoint in list(dockerspec.endpoints(found).items())[1:]:
             self.docker.connect(network, key, endpoint)
         self._holder.start(about["networks"], image, key)
+        # The networks are here now, and nothing has been stopped.
+        self._check_holders("prepare", _FORGETTING)
         here = self.found()
         assert here is not None
         self._roots["layer"] = Path(here["GraphDriver"]["Data"]["UpperDir"])
@@ -305,7 +317,7 @@ class DockerDestination(DestinationSide):
         """Restore the container; it runs, with its network. {pid, ms}. Raises EngineError."""
         started = time.monotonic()
         self._check_left_room()
-        self._check_addresses_left()
+        self._check_holders("restore")
         self.plugged = True
         key = str(self.made["id"])
         if self._device:
@@ -391,7 +403,10 @@ class DockerDestination(DestinationSide):
         for name in made.get("volumes", []):
             with contextlib.suppress(EngineError):
                 self.docker.remove_volume(name)
-        for rest in ("in.sock", "made.json"):
+        if brought := read_json(self.where / "image.json").get("id"):
+            # With a name it spares the next try the time; without one nobody would find it.
+            self.docker.remove_unnamed(brought)
+        for rest in ("in.sock", "image.json", "made.json"):
             (self.where / rest).unlink(missing_ok=True)
         self._close()
 

@@ -69,7 +69,7 @@ def read(directory: Path) -> Manifest:
     path = directory / NAME
     try:
         raw = json.loads(path.read_text())
-        if raw.get("format") != FORMAT:
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise MigrationError("checkpoint", f"{path} does not describe a checkpoint of this program")
         if int(raw["version"]) > VERSION:
             raise MigrationError(
