@@ -59,7 +59,7 @@ def root(node: LocalNode) -> Path:
 
 
 class Disk:
-    """node-b's disk, now a small one; `fill` fills it."""
+    """A node's disk, now a small one; `fill` fills it."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -78,9 +78,10 @@ class Disk:
         self._filler.unlink(missing_ok=True)
 
 
-@pytest.fixture
-def disk(stage: Stage) -> Iterator[Disk]:
-    directory = root(stage.lab.node("b"))
+@contextlib.contextmanager
+def small_disk(node: LocalNode) -> Iterator[Disk]:
+    """Give a node's Docker a small disk meanwhile."""
+    directory = root(node)
     if not directory.is_mount():
         pytest.skip("this machine has too little memory for Docker's directory there")
     made = Disk(directory)
@@ -90,6 +91,12 @@ def disk(stage: Stage) -> Iterator[Disk]:
     finally:
         made.empty()
         made.size("50%")
+
+
+@pytest.fixture
+def disk(stage: Stage) -> Iterator[Disk]:
+    with small_disk(stage.lab.node("b")) as made:
+        yield made
 
 
 @pytest.mark.parametrize("at", ["check", "prepare", "stop", "transfer", "restore"])

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 from tests.docker.stage import containers, keep_network
+from tests.docker.test_bad_input import small_disk
+from tests.docker.test_source_dies import kill, start
 from tests.e2e.stage import built, wait_for
 
 from migroce.agent.client import AgentClient
@@ -59,6 +61,7 @@ class Hand:
     """A user with a shell on both nodes."""
 
     def __init__(self, lab: Lab) -> None:
+        self.lab = lab
         self.a, self.b = lab.node("a"), lab.node("b")
 
     def docker(self, node: LocalNode, *args: str, check: bool = True) -> str:
@@ -113,6 +116,11 @@ class Hand:
         """A container's exit status."""
         return int(self.docker(node, "wait", name))
 
+    def said(self) -> str:
+        """What all containers have written: who gives up is seldom who was wrong."""
+        places = [(node, name) for node in (self.a, self.b) for name in containers(node)]
+        return "\n".join(f"{name}: {self.docker(node, 'logs', name)}" for node, name in places)
+
     def close(self) -> None:
         for node in (self.a, self.b):
             for name in containers(node):
@@ -121,7 +129,7 @@ class Hand:
 
 def progress(hand: Hand, node: LocalNode, name: str) -> int:
     """Messages that mgcheck has verified; fails when it has ended."""
-    assert hand.inspect(node, name)["State"]["Running"], hand.docker(node, "logs", name)
+    assert hand.inspect(node, name)["State"]["Running"], hand.said()
     with contextlib.suppress(OSError, ValueError):
         return int(json.loads(hand.file(node, name, "/progress").read_text())["received"])
     return 0
@@ -136,7 +144,7 @@ def more(hand: Hand, node: LocalNode, name: str) -> None:
 def mgcheck(*args: str) -> list[str]:
     """What to put behind `docker run` for one side of mgcheck."""
     program = "/usr/local/bin/mgcheck"
-    mount = ["-v", f"{built('tests/workload/mgcheck')}:{program}:ro", "-v", "/tmp:/host"]
+    mount = ["-v", f"{built('tests/workload/mgcheck')}:{program}:ro"]
     own = [program, "--rate", "800", "--progress", "/progress", "--stall", "60", "--events"]
     return [*mount, IMAGE, *args, *own]
 
@@ -161,7 +169,7 @@ def end(hand: Hand, *places: tuple[LocalNode, str]) -> None:
     for node, name in places:
         hand.docker(node, "kill", "-s", "TERM", name, check=False)
     for node, name in places:
-        assert hand.wait(node, name) == 0, hand.docker(node, "logs", name)
+        assert hand.wait(node, name) == 0, hand.said()
 
 
 @pytest.mark.parametrize("ways", [(), ("-b",)], ids=["one-way", "two-way"])
@@ -301,6 +309,42 @@ def test_a_damaged_dump_is_refused_and_the_right_one_still_works(checked: Hand) 
     hand.docker(hand.b, "start", "--checkpoint", "ckpt1", "cont-moving")
     more(hand, hand.b, "cont-static")
     finish(hand, hand.b)
+
+
+def test_a_full_disk_at_the_source_changes_nothing(checked: Hand) -> None:
+    hand = checked
+    with small_disk(hand.a) as disk:
+        disk.fill(128 << 10)  # room for what mgcheck itself writes
+        said = hand.docker(hand.a, "checkpoint", "create", "cont-moving", "ckpt1", check=False)
+        assert "Cannot checkpoint container cont-moving" in said
+        assert "no space left" in said.lower(), said
+        more(hand, hand.b, "cont-static")
+        assert hand.docker(hand.a, "checkpoint", "ls", "cont-moving").splitlines()[1:] == []
+    hand.move(hand.a, hand.b, "cont-moving", *RDMA, "--ip", "10.0.1.7", *mgcheck())
+    more(hand, hand.b, "cont-static")
+    finish(hand, hand.b)
+
+
+def test_a_full_disk_at_the_destination_and_another_start(hand: Hand) -> None:
+    """As docs/docker.md has it: dockerd must be restarted there, as it keeps the address."""
+    server = [*RDMA, "--ip", "10.0.1.7", *mgcheck()]
+    hand.docker(hand.a, "run", "-d", "--name", "cont-moving", *server)
+    client = [*RDMA, "--ip", "10.0.1.3", *mgcheck(), "--seconds", "600", "10.0.1.7"]
+    hand.docker(hand.a, "run", "-d", "--name", "cont-static", *client)
+    more(hand, hand.a, "cont-static")
+    hand.checkpoint(hand.a, "cont-moving")
+    hand.docker(hand.b, "create", "--name", "cont-moving", *server)
+    hand.copy(hand.a, hand.b, "cont-moving")
+    hand.docker(hand.a, "rm", "cont-moving")
+    with small_disk(hand.b) as disk:
+        disk.fill()
+        said = hand.docker(hand.b, "start", "--checkpoint", "ckpt1", "cont-moving", check=False)
+        assert "no space left on device" in said.lower(), said
+    kill(hand.b)
+    start(hand.lab)
+    hand.docker(hand.b, "start", "--checkpoint", "ckpt1", "cont-moving")
+    more(hand, hand.a, "cont-static")
+    end(hand, (hand.a, "cont-static"), (hand.b, "cont-moving"))
 
 
 def test_a_wrong_address_is_told_and_can_be_mended(checked: Hand) -> None:

@@ -133,19 +133,17 @@ class DockerSource(SourceSide):
     def open(self, record: journal.Record) -> None:
         """Begin: the journal, a place for images, nft waiting. Raises MigroceError, OSError."""
         found = self.found
-        self.journal = journal.Journal.create(self.ctx, record)
-        self._own()
-        journal.prune(self.ctx)
-        write_json(self.where / "docker.json", {**found, "Started": self.shim.started})
-        self._kept = {}
-        mem = dockerkit.place(self.where, self._memory(self.shim.state()), self.id, self.shim.shim)
-        self.images, self.dumps = mem / "images", mem / "rdma"
-        self.images.mkdir()
-        self.dumps.mkdir()
-        (self.where / "criu.conf").write_text(_CRIU_CONFIG)
-        self._lock = NetLock(self.netns())
-        self._lock.arm()
-        self._holder.start(self._networks(found), found["Image"], found["Id"])
+        with self._opening(record):
+            write_json(self.where / "docker.json", {**found, "Started": self.shim.started})
+            self._kept = {}
+            mem = dockerkit.place(self.where, self._memory(self.shim.state()), self.id, self.shim.shim)
+            self.images, self.dumps = mem / "images", mem / "rdma"
+            self.images.mkdir()
+            self.dumps.mkdir()
+            (self.where / "criu.conf").write_text(_CRIU_CONFIG)
+            self._lock = NetLock(self.netns())
+            self._lock.arm()
+            self._holder.start(self._networks(found), found["Image"], found["Id"])
 
     # -- data ----------------------------------------------------------------------------------------------
 
@@ -242,9 +240,11 @@ class DockerSource(SourceSide):
         self._unplugged = True
 
     def _plug(self) -> None:
-        """Undo `unplug`. Can be repeated. Raises EngineError."""
+        """Undo `unplug`, if the container is still there. Can be repeated. Raises EngineError."""
         self._unplugged = False
-        now = self.docker.inspect(self.found["Id"]) or {}
+        now = self.docker.inspect(self.found["Id"])
+        if now is None:
+            return
         have = (now.get("NetworkSettings") or {}).get("Networks") or {}
         for network, endpoint in dockerspec.endpoints(self.found).items():
             if network not in have:
@@ -268,6 +268,7 @@ class DockerSource(SourceSide):
         if not self._alive():
             with contextlib.suppress(AgentError), self.engine.agent() as agent:
                 agent.container_remove(agent_name(self.found))
+            self._plug()  # for whoever starts it again: Docker would do that without its networks
             self._finish("lost")
             return {"contexts": 0, "qps": 0, "lost": True}
         self._plug()

@@ -391,7 +391,8 @@ class Migration:
             raise ContainerLostError("undo", exc.reason, f"{exc.mend}; what failed first: {cause}") from exc
         except MigroceError as exc:
             self._progress_quietly(event("undo", "failed", str(exc)))
-            mend = f"then run `migroce recover`; what failed first: {cause}"
+            then = "until that is mended it stands still; then run `migroce recover`"
+            mend = f"{then}; what failed first: {cause}"
             raise MigrationError("undo", f"{self.container} could not be brought back: {exc}", mend) from exc
         self._progress_quietly(
             event("undo", "done", f"{self.container} runs on {self._source.node.name} as before")

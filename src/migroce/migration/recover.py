@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from migroce.engines.context import NodeContext
-from migroce.engines.oci import stat_fields
+from migroce.engines.docker import DockerEngine
+from migroce.engines.oci import OciEngine, stat_fields
 from migroce.errors import MigrationError, MigroceError
 from migroce.migration import journal
 from migroce.migration.orchestrate import Side, finish, undo_destination, undo_source
@@ -95,6 +96,22 @@ def recover_all(ctx: NodeContext) -> list[str]:
             said.append(recover(path))
         except MigroceError as exc:
             said.append(str(exc))
+    return said + _lost(ctx)
+
+
+def _lost(ctx: NodeContext) -> list[str]:
+    """A sentence for each container that its last move has lost, until somebody has started it again."""
+    last = {record.container: record for _, record in journal.journals(ctx)}
+    said = []
+    for record in last.values():
+        if record.ended != "lost":
+            continue
+        engine = DockerEngine(ctx) if record.engine == "docker" else OciEngine(ctx)
+        with contextlib.suppress(MigroceError):
+            info = engine.info(record.container)
+            if info is not None and info.status != "running":
+                what = f"{record.container} was ended by something else during its move"
+                said.append(f"{what}; start it again on {ctx.name}")
     return said
 
 

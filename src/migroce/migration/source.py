@@ -14,7 +14,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from migroce.engines import mounts, network, runc
 from migroce.engines.cgroup import Freezer
 from migroce.engines.context import NodeContext, read_json, write_json
 from migroce.engines.oci import OciEngine
-from migroce.errors import EngineError
+from migroce.errors import EngineError, MigroceError
 from migroce.migration import connections, journal, streams, tree
 from migroce.migration.netlock import NetLock, unlock
 
@@ -157,19 +157,30 @@ class SourceSide:
 
     def open(self, record: journal.Record) -> None:
         """Begin: the journal, directories in memory, nft waiting. Raises MigroceError, OSError."""
+        with self._opening(record):
+            mem = self.where / "mem"
+            mem.mkdir()
+            mounts.tmpfs(mem)
+            self.images.mkdir()
+            self.dumps.mkdir()
+            (self.where / "criu.conf").write_text(_CRIU_CONFIG)
+            netns = self.netns()
+            if netns is not None:
+                self._lock = NetLock(netns)
+                self._lock.arm()
+
+    @contextlib.contextmanager
+    def _opening(self, record: journal.Record) -> Iterator[None]:
+        """Begin the journal; it ends if what is done inside fails: nothing has happened to the container."""
         self.journal = journal.Journal.create(self.ctx, record)
-        self._own()
-        journal.prune(self.ctx)
-        mem = self.where / "mem"
-        mem.mkdir()
-        mounts.tmpfs(mem)
-        self.images.mkdir()
-        self.dumps.mkdir()
-        (self.where / "criu.conf").write_text(_CRIU_CONFIG)
-        netns = self.netns()
-        if netns is not None:
-            self._lock = NetLock(netns)
-            self._lock.arm()
+        try:
+            self._own()
+            journal.prune(self.ctx)
+            yield
+        except BaseException:
+            with contextlib.suppress(MigroceError, OSError):
+                self._finish("undone")
+            raise
 
     def _own(self) -> None:
         """Let the agent watch over us: when this process dies, it starts a recovery."""

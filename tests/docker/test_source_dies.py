@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The source's dockerd is killed during a move and started again: what is said is true, nothing is left.
+
+Without live-restore, which a swarm does not allow, a dockerd that starts ends the containers that it finds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.docker.stage import Box, Stage, keep_network
+from tests.docker.test_command import settled
+from tests.e2e.stage import wait_for
+
+from migroce.errors import MigrationError
+from migroce.lab.api import Lab
+from migroce.migration.report import Event
+from migroce.nodes import LocalNode
+
+
+def kill(node: LocalNode) -> None:
+    """Kill a node's dockerd and its containerd; containers live on."""
+    for path in ("docker.pid", "docker-run/containerd/containerd.pid"):
+        pid = int((node.context.state / path).read_text())
+        with contextlib.suppress(ProcessLookupError):  # containerd ends with it
+            os.kill(pid, signal.SIGKILL)
+        wait_for("its end", lambda pid=pid: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
+
+
+def start(lab: Lab) -> None:
+    """Start what was killed."""
+    made = lab.docker
+    Lab.up(lab.name, engine="docker", release=str(made.bin) if made and made.bin else None).close()
+    keep_network(lab)
+
+
+def recover(node: LocalNode) -> str:
+    """`migroce recover` on a node: what it says."""
+    argv = [sys.executable, "-m", "migroce", "recover", "--on", node.spec]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False)
+    return " ".join((done.stdout + done.stderr).split())
+
+
+def struck(box: Box, phase: str) -> MigrationError:
+    """What a move fails with during which the source's dockerd is killed as `phase` begins."""
+    home = box.node
+
+    def strike(event: Event) -> None:
+        if (event.phase, event.state) == (phase, "start"):
+            kill(home)
+
+    with pytest.raises(MigrationError) as caught:
+        box.move(progress=strike)
+    assert f"Docker on {home.name} does not answer" in str(caught.value)
+    box.lab.close()  # as the command's end does: others may see to what it has left
+    return caught.value
+
+
+def test_while_nothing_stands_still(stage: Stage) -> None:
+    box = stage.counter("a", rdma=True)
+    counter = Path(f"/proc/{box.pid()}/root/count")
+    error = struck(box, "prepare")
+    box.home = "node-a"
+    assert error.running_on == "node-a"
+    assert "runs on node-a as before" in str(error)
+    at = int(counter.read_text())
+    wait_for("counting", lambda: int(counter.read_text() or 0) > at)
+    start(stage.lab)
+    box.docker("start", box.name)
+    box.counts_on()
+    box.move()
+    box.counts_on()
+    stage.nothing_in_the_middle()
+
+
+@pytest.mark.parametrize("phase", ["dump", "transfer"])
+def test_before_the_destination_runs(stage: Stage, phase: str) -> None:
+    box = stage.counter("a", rdma=True)
+    error = struck(box, phase)
+    box.home = "node-a"
+    assert "could not be brought back" in str(error)
+    assert "then run `migroce recover`" in str(error)
+    assert error.running_on is None
+    start(stage.lab)
+    gone = f"{box.name} was ended by something else during its move; start it again on node-a"
+    wait_for("word of it", lambda: gone in recover(box.node))
+    assert box.where() == []
+    assert box.inspect()["State"]["Status"] == "exited"
+    stage.nothing_in_the_middle()
+    box.docker("start", box.name)
+    box.counts_on()
+    assert set(box.docker("exec", box.name, "hostname", "-i").split()) == {box.ip}
+    assert recover(box.node) == "nothing to recover"
+    box.move()
+    box.counts_on()
+
+
+@pytest.mark.parametrize("phase", ["restore", "commit"])
+def test_when_the_destination_runs(stage: Stage, phase: str) -> None:
+    """To the swarm's manager, without which the destination could not give the container its network."""
+    box = stage.counter("b", rdma=True)
+    error = struck(box, phase)
+    box.home = "node-a"
+    assert error.running_on == "node-a"
+    assert box.where() == ["node-a"]
+    box.counts_on()
+    start(stage.lab)
+    recover(box.lab.node("b"))
+    assert settled(stage, box) == "node-a"
