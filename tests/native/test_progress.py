@@ -44,8 +44,13 @@ def test_posting_bulk_data_counts_as_polling(
 ) -> None:
     """The progress thread keeps out of the way of who is in the library all the time anyhow."""
     a, _ = duo
-    assert a(f"bulk 100 {size} {sleepy}") == ["counts", str(counts)]
-    assert a.answer() == ["done"]
+    said = []
+    for _ in range(100 if counts else 1):  # "in a row" means within 50 us: a busy machine may take longer
+        said.append(a(f"bulk 100 {size} {sleepy}"))
+        assert a.answer() == ["done"]
+        if said[-1] == ["counts", "1"]:
+            break
+    assert said[-1] == ["counts", str(counts)]
 
 
 def test_a_completion_event_comes_without_polling(duo: tuple[Tool, Tool]) -> None:

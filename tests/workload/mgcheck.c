@@ -347,8 +347,9 @@ static bool settle(struct run *r)
 			  NULL);
 		return true;
 	}
-	tcp_write(r->tcp, &mine, sizeof(mine));
-	if (!r->have_verdict)
+	if (!tcp_try_write(r->tcp, &mine, sizeof(mine)) && !r->have_verdict)
+		fatal(r, "the peer is gone");
+	else if (!r->have_verdict)
 		take_verdict(r);
 	if (!r->errors)
 		compare_counts(r, &r->sent, &theirs->received, "to the peer");

@@ -202,10 +202,11 @@ void progress(struct run *r, int64_t now);
 /* options.c */
 void parse_options(int argc, char **argv, struct options *opt);
 
-/* tcp.c: all die() when the connection is lost, except tcp_try_read */
+/* tcp.c: all die() when the connection is lost, except tcp_try_... */
 int tcp_connect(const char *host, const char *port, uint32_t seconds);
 int tcp_accept(const char *port);
 void tcp_write(int fd, const void *buf, size_t len);
+bool tcp_try_write(int fd, const void *buf, size_t len);
 void tcp_read(int fd, void *buf, size_t len);
 /* False when it did not come within `ms` or the connection broke. */
 bool tcp_try_read(int fd, void *buf, size_t len, int ms);

@@ -88,7 +88,7 @@ int tcp_accept(const char *port)
 	return ready(fd);
 }
 
-void tcp_write(int fd, const void *buf, size_t len)
+bool tcp_try_write(int fd, const void *buf, size_t len)
 {
 	while (len) {
 		ssize_t n = send(fd, buf, len, MSG_NOSIGNAL);
@@ -96,10 +96,17 @@ void tcp_write(int fd, const void *buf, size_t len)
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
-			die("control connection lost: %s", strerror(errno));
+			return false;
 		buf = (const uint8_t *)buf + n;
 		len -= (size_t)n;
 	}
+	return true;
+}
+
+void tcp_write(int fd, const void *buf, size_t len)
+{
+	if (!tcp_try_write(fd, buf, len))
+		die("control connection lost: %s", strerror(errno));
 }
 
 bool tcp_try_read(int fd, void *buf, size_t len, int ms)
