@@ -96,3 +96,20 @@ def test_it_stays_away(stage: Stage, machine: Machine, tmp_path: Path) -> None:
     check.more()
     check.finish()
     stage.nothing_in_the_middle()
+
+
+def test_a_source_that_is_cut_off_helps_itself(stage: Stage, machine: Machine, tmp_path: Path) -> None:
+    """It needs the swarm's manager for that, so the cable comes back once it has begun to."""
+    check, cable = pair(stage, "node-b"), Cable(stage.lab)
+    moving = begin(machine, check.server, "transfer", cable, tmp_path / "cut")
+    try:
+        found = (machine.where / "run/node/migrations").glob
+        wait_for("its recovery", lambda: list(found("*/recover.log")))
+    finally:
+        cable.plug()
+    said, _ = moving.communicate(timeout=200)
+    assert moving.returncode == 1, said
+    check.more()
+    assert check.server.where() == ["node-b"]
+    check.finish()
+    stage.nothing_in_the_middle()
