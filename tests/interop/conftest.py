@@ -79,7 +79,8 @@ def programs(work: Path) -> dict[str, Path]:
     subprocess.run(["cc", *flags, HERE / "c" / "mgerr.c", "-o", mgerr, "-libverbs"], check=True)
     shared = [*flags, "-shared", "-fPIC"]
     subprocess.run(["cc", *shared, HERE / "c" / "gate.c", "-o", work / "gate.so"], check=True)
-    return {"mgerr": mgerr, "mgcheck": BUILD / "tests" / "workload" / "mgcheck"}
+    workload = BUILD / "tests" / "workload"
+    return {"mgerr": mgerr, **{name: workload / name for name in ("mgcheck", "udcheck", "target")}}
 
 
 @pytest.fixture(scope="session")

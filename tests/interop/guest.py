@@ -56,7 +56,7 @@ class Running:
             self._link.settimeout(seconds)
             try:
                 reply = _read_line(self._link, self._line)
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):  # the latter: of 0 seconds
                 return None
             self._ended = Ended(int(reply["status"]), str(reply["output"]))
         return self._ended

@@ -16,8 +16,8 @@ from tests.interop.guest import MTU, TAP
 BRIDGE = "br0"
 OURS = {V4: "10.77.0.1", V6: "fd77::1"}
 KERNELS = {V4: "10.77.0.2", V6: "fd77::2"}
-LAB = "10.0.1.254"
-"""The machine's address in the subnet of a lab."""
+LAB = {V4: "10.0.1.254", V6: "fd01::fe"}
+"""The machine's addresses in the subnet of a lab."""
 PREFIXES = {V4: 24, V6: 64}
 _CLONE_NEWNET = 0x40000000
 _TABLE = "interop"

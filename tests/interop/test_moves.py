@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 from tests.e2e.stage import Stage, built, wait_for
 from tests.interop import net
-from tests.interop.ends import Kernels, Ours
-from tests.interop.guest import Ended, Guest
+from tests.interop.ends import V4, V6, Kernels, Ours
+from tests.interop.guest import Ended, Guest, Running
 from tests.native.procfs import listens
 
 from migroce.lab.api import Lab
@@ -33,13 +33,23 @@ PORT = 18515
 AWAY = 10.0
 """Seconds of a long stop: many times the peer's retry timeout (7 times 67 ms)."""
 MGCHECK = "/usr/local/bin/mgcheck"
+UDCHECK = "/usr/local/bin/udcheck"
+UDCHECK_PORT = 7472
+GROUPS = {V4: "239.1.1.1", V6: "ff0e::101"}
+"""guestd.py has the machine join them."""
+BOX_V6 = "fd01::7"
+OWN_GID = {V4: "1", V6: "2"}
+"""Index of the container's GID: after the link-local one, IPv4 first."""
 CHECK = f"{MGCHECK} --no-fence --stall 60 --rate 200 --seconds 600"
 """It ends when the container's end is told to, and takes the other along."""
 
 
 @pytest.fixture(scope="module")
 def lab(ends: tuple[Ours, Kernels]) -> Iterator[Lab]:
-    ends[1].guest.run(["ip", "addr", "add", f"{net.LAB}/24", "dev", "data0"])
+    for family, address in net.LAB.items():
+        argv = ["ip", "addr", "replace", f"{address}/{net.PREFIXES[family]}", "dev", "data0"]
+        ended = ends[1].guest.run(argv + (["nodad"] if family == V6 else []))
+        assert ended.status == 0, ended.output
     up = Lab.up(f"iop-{os.getpid()}")
     try:
         with net.plugged_into(f"migroce-{up.name}.node-a"):
@@ -48,19 +58,32 @@ def lab(ends: tuple[Ours, Kernels]) -> Iterator[Lab]:
         up.down()
 
 
+class Both(Stage):
+    """A stage with the emulated machine's programs, which end with the test, too."""
+
+    def __init__(self, lab: Lab) -> None:
+        super().__init__(lab)
+        self.peers: list[Running] = []
+
+    def close(self) -> None:
+        for peer in self.peers:
+            peer.kill()
+        super().close()
+
+
 @pytest.fixture
-def stage(lab: Lab) -> Iterator[Stage]:
-    with contextlib.closing(Stage(lab)) as it:
+def stage(lab: Lab) -> Iterator[Both]:
+    with contextlib.closing(Both(lab)) as it:
         yield it
 
 
-def _gid_index(guest: Guest) -> str:
+def _gid_index(guest: Guest, family: int) -> str:
     """Index of the GID of the machine's address in the lab."""
-    high, low = divmod(int(ipaddress.IPv4Address(net.LAB)), 1 << 16)
+    address = ipaddress.ip_address(net.LAB[family])
+    gid = address if address.version == 6 else ipaddress.IPv6Address(f"::ffff:{address}")
     look = (
         "import pathlib; gids = pathlib.Path('/sys/class/infiniband/rxe0/ports/1/gids'); "
-        "print(*(p.name for p in gids.iterdir()"
-        f" if p.read_text().strip().endswith('ffff:{high:04x}:{low:04x}')))"
+        f"print(*(p.name for p in gids.iterdir() if p.read_text().strip() == '{gid.exploded}'))"
     )
     found = guest.run(["/usr/bin/python3", "-I", "-S", "-c", look]).output.split()
     assert len(found) == 1, found
@@ -70,34 +93,47 @@ def _gid_index(guest: Guest) -> str:
 class Pair:
     """A program between a container on node-a and the emulated machine.
 
-    `idle`: mgcheck connects and then waits until `go`.
+    `idle`: mgcheck connects and then waits until `go`. `family`: what its packets go by; it is V4 for TCP.
     """
 
     def __init__(
-        self, stage: Stage, kernels: Kernels, command: str, container: str, *, idle: bool = False
-    ) -> None:
+        self, stage: Both, kernels: Kernels, command: str, container: str, *, idle: bool = False,
+        family: int = V4,
+    ) -> None:  # fmt: skip
+        self._stage, self._kernels = stage, kernels
         argv = [*command.split(), "-d", "rxe0"]
-        ours, theirs = [*argv, "-x", "1"], [*argv, "-x", _gid_index(kernels.guest)]
-        files = {MGCHECK: str(built("tests/workload/mgcheck"))} if argv[0] == MGCHECK else {}
-        if files:
+        ours = [*argv, "-x", OWN_GID[family]]
+        theirs = [*argv, "-x", _gid_index(kernels.guest, family)]
+        files = {}
+        if argv[0] in (MGCHECK, UDCHECK):
+            files = {argv[0]: str(built(f"tests/workload/{Path(argv[0]).name}"))}
             ours += ["--progress", "/progress"]
         if idle:
             ours += ["--idle-until", "/go"]
+        options: dict[str, Any] = {"files": files}
+        if family == V6:
+            options["ip6"] = BOX_V6
+        self.port = UDCHECK_PORT if argv[0] == UDCHECK else PORT
         if container == "server":
-            self.box = stage.box("server", "a", ours, files=files)
+            self.box = stage.box("server", "a", ours, **options)
             wait_for("the server", self._box_listens)
-            self.peer = kernels.start([*theirs, self.box.ip])
+            self.peer = self._start([*theirs, self.box.ip])
         else:
-            self.peer = kernels.start(theirs)
-            assert kernels.listens(PORT, 60)
-            self.box = stage.box("client", "a", [*ours, net.LAB], files=files)
+            self.peer = self._start(theirs)
+            assert kernels.listens(self.port, 60)
+            self.box = stage.box("client", "a", [*ours, net.LAB[V4]], **options)
         if not idle:
             self.box.wait_for_traffic()
+
+    def _start(self, argv: list[str]) -> Running:
+        peer = self._kernels.start(argv)
+        self._stage.peers.append(peer)
+        return peer
 
     def _box_listens(self) -> bool:
         pid = self.box.info()["pid"]
         assert pid is not None, self.box.log()
-        return listens(PORT, of=pid)
+        return listens(self.port, of=pid)
 
     def progress(self) -> dict[str, Any]:
         """The counters of the container's mgcheck."""
@@ -131,11 +167,16 @@ class Pair:
         verdict = json.loads(self.box.log().strip().splitlines()[-1])
         assert verdict["errors"] == 0
 
+    def finish_datagrams(self) -> None:
+        """End both ends of udcheck; see that what arrived was right."""
+        self.box.kill("TERM")
+        self._kernels.guest.run(["pkill", "-TERM", "-x", "udcheck"])
+        self.finish()
+
     def finish(self) -> None:
         """See both end well."""
         ended = self.peer.wait(120) or Ended(-1, "does not end")
         ours = self.box.wait(30 if ended.status == 0 else 3)
-        self.peer.kill()
         assert (ended.status, ours) == (0, 0), f"rdma_rxe: {ended.output}\nmigroce: {self.box.log()}"
 
 
@@ -146,12 +187,16 @@ sides = pytest.mark.parametrize("container", ["server", "client"])
 @sides
 @pytest.mark.parametrize(
     "command",
-    ["ib_send_bw", "ib_send_bw -b", "ib_write_bw", "ib_read_bw", "ib_send_bw -q 4", "ib_write_bw -q 4"],
-)
+    [
+        "ib_send_bw -s 4096", "ib_send_bw -b -s 4096", "ib_write_bw -s 4096", "ib_read_bw -s 4096",
+        "ib_send_bw -q 4 -s 4096", "ib_write_bw -q 4 -s 4096", "ib_send_bw -q 4 -b --use-srq -s 4096",
+        "ib_atomic_bw -b", "ib_atomic_bw -A CMP_AND_SWAP",
+    ],
+)  # fmt: skip
 def test_an_unmodified_peer_survives_a_move_there_and_back(
-    command: str, container: str, stage: Stage, ends: tuple[Ours, Kernels]
+    command: str, container: str, stage: Both, ends: tuple[Ours, Kernels]
 ) -> None:
-    pair = Pair(stage, ends[1], f"{command} -s 4096 -n 10000", container)
+    pair = Pair(stage, ends[1], f"{command} -n 10000", container)
     pair.box.move()
     pair.box.wait_for_traffic()  # it has not ended before
     pair.box.move()
@@ -164,7 +209,7 @@ def test_an_unmodified_peer_survives_a_move_there_and_back(
 @sides
 @pytest.mark.parametrize("command", ["ib_send_bw", "ib_write_bw", "ib_read_bw"])
 def test_an_unmodified_peer_waits_for_a_container_that_is_away_for_long(
-    command: str, container: str, stage: Stage, ends: tuple[Ours, Kernels], tmp_path: Path
+    command: str, container: str, stage: Both, ends: tuple[Ours, Kernels], tmp_path: Path
 ) -> None:
     pair = Pair(stage, ends[1], f"{command} -s 4096 -n 5000", container)
     pair.away(stage.lab, tmp_path / "saved")
@@ -176,7 +221,7 @@ def test_an_unmodified_peer_waits_for_a_container_that_is_away_for_long(
 @sides
 @pytest.mark.parametrize("lost", [None, 100], ids=["no loss", "1 % lost"])
 def test_every_byte_is_right_across_moves(
-    lost: int | None, container: str, stage: Stage, ends: tuple[Ours, Kernels]
+    lost: int | None, container: str, stage: Both, ends: tuple[Ours, Kernels]
 ) -> None:
     with net.loss_on_the_cable(lost):
         pair = Pair(stage, ends[1], f"{CHECK} --qps 4", container)
@@ -190,7 +235,7 @@ def test_every_byte_is_right_across_moves(
 @pytest.mark.timeout(300)
 @sides
 def test_every_byte_is_right_after_a_long_absence(
-    container: str, stage: Stage, ends: tuple[Ours, Kernels], tmp_path: Path
+    container: str, stage: Both, ends: tuple[Ours, Kernels], tmp_path: Path
 ) -> None:
     pair = Pair(stage, ends[1], f"{CHECK} --qps 4", container)
     pair.verify_more()
@@ -200,7 +245,7 @@ def test_every_byte_is_right_after_a_long_absence(
 
 
 @pytest.mark.timeout(300)
-def test_a_connection_that_was_idle_across_moves_is_whole(stage: Stage, ends: tuple[Ours, Kernels]) -> None:
+def test_a_connection_that_was_idle_across_moves_is_whole(stage: Both, ends: tuple[Ours, Kernels]) -> None:
     pair = Pair(stage, ends[1], f"{CHECK} --qps 4", "client", idle=True)
     wait_for("the connection", lambda: pair.progress().get("state") == "idle")
     pair.box.move()
@@ -213,10 +258,66 @@ def test_a_connection_that_was_idle_across_moves_is_whole(stage: Stage, ends: tu
 
 @pytest.mark.timeout(300)
 @sides
-def test_uc_goes_on_after_a_move(container: str, stage: Stage, ends: tuple[Ours, Kernels]) -> None:
+def test_uc_goes_on_after_a_move(container: str, stage: Both, ends: tuple[Ours, Kernels]) -> None:
     pair = Pair(stage, ends[1], "ib_write_bw -c UC -s 1024 -D 30", container)
     pair.box.move()
     pair.box.wait_for_traffic()  # it has not ended before
     pair.box.move()
     pair.box.wait_for_traffic()
     pair.finish()
+
+
+@pytest.mark.timeout(300)
+@sides
+def test_every_atomic_is_executed_once_across_moves(
+    container: str, stage: Both, ends: tuple[Ours, Kernels]
+) -> None:
+    pair = Pair(stage, ends[1], f"{CHECK} --qps 2 --ops atomic,send", container)
+    pair.verify_more()
+    for _ in range(2):
+        pair.box.move()
+        pair.verify_more()
+    pair.finish_check()
+
+
+@pytest.mark.timeout(300)
+@sides
+@pytest.mark.parametrize("family", [V4, V6], ids=["IPv4", "IPv6"])
+def test_datagrams_go_on_after_a_move(
+    family: int, container: str, stage: Both, ends: tuple[Ours, Kernels]
+) -> None:
+    """What is sent while the container is away is lost, as UD may; all that arrives is right."""
+    group = GROUPS[family]
+    pair = Pair(stage, ends[1], f"{UDCHECK} --group {group}", container, family=family)
+    pair.verify_more()
+    for _ in range(2):
+        pair.box.move()
+        pair.verify_more()
+    assert pair.progress()["by_group"] > 0
+    pair.finish_datagrams()
+
+
+@pytest.mark.timeout(300)
+@sides
+@pytest.mark.parametrize("command", ["ib_send_bw -b", "ib_write_bw", "ib_read_bw"])
+def test_an_unmodified_peer_survives_moves_over_ipv6(
+    command: str, container: str, stage: Both, ends: tuple[Ours, Kernels]
+) -> None:
+    pair = Pair(stage, ends[1], f"{command} -s 4096 -n 10000", container, family=V6)
+    for _ in range(2):
+        pair.box.move()
+        pair.box.wait_for_traffic()
+    pair.finish()
+
+
+@pytest.mark.timeout(300)
+@sides
+def test_every_byte_is_right_across_moves_over_ipv6(
+    container: str, stage: Both, ends: tuple[Ours, Kernels]
+) -> None:
+    pair = Pair(stage, ends[1], f"{CHECK} --qps 4", container, family=V6)
+    pair.verify_more()
+    for _ in range(2):
+        pair.box.move()
+        pair.verify_more()
+    pair.finish_check()

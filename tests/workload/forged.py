@@ -247,8 +247,9 @@ class Target:
         if self.kind == "rc":
             assert done[:1] == ("recv SUCCESS 4",), done
             done = done[1:]
+        state = str(self._report["state"])
         return Fate(
-            str(self._report["state"]), tuple(naks), acked if alive else None, tuple(answers), done,
+            state, tuple(naks), acked if alive and state != "ERR" else None, tuple(answers), done,
             tuple((at, n) for at, n in self._report["changed"]), bool(self._report["closed"]),
             bool(self._report["read"]),
         )  # fmt: skip

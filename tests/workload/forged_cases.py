@@ -240,19 +240,8 @@ _OURS: dict[str, Fate] = {
     "SEND last": _refused(_INVALID),
     "WRITE middle": _refused(_INVALID),
     "WRITE last": _refused(_INVALID),
-    **{
-        name: _refused(_INVALID, 1, receive="LOC_QP_OP_ERR")
-        for name in (
-            "SEND first, then SEND first", "SEND first, then SEND only", "SEND first, then WRITE middle",
-            "SEND first, then READ", "SEND first, then atomic", "SEND last, empty, after a SEND first",
-            "SEND middle, shorter than the path MTU", "SEND last, longer than the path MTU",
-        )
-    },
     "WRITE first, then SEND last": _refused(_INVALID, 1, changed=MTU),
     "WRITE first, then WRITE only": _refused(_INVALID, 1, changed=MTU),
-    "SEND longer than the path MTU": _refused(_INVALID),
-    "SEND first, shorter than the path MTU": _refused(_INVALID),
-    "SEND first, with pad": _refused(_INVALID),
     "SEND too long for its receive": _refused(_INVALID, 2, receive="LOC_LEN_ERR"),
     "WRITE": _taken(1, changed=4),
     "WRITE with less than it says": _refused(_INVALID),
@@ -295,7 +284,33 @@ _OURS: dict[str, Fate] = {
 }
 """What is not named here is ignored."""
 
-_KERNELS: dict[str, Fate] = {}
+_OUT_OF_ORDER = (
+    "SEND first, then SEND first", "SEND first, then SEND only", "SEND first, then WRITE middle",
+    "SEND first, then READ", "SEND first, then atomic", "SEND last, empty, after a SEND first",
+    "SEND middle, shorter than the path MTU", "SEND last, longer than the path MTU",
+)  # fmt: skip
+_OUT_OF_SHAPE = (
+    "SEND longer than the path MTU", "SEND first, shorter than the path MTU", "SEND first, with pad"
+)  # fmt: skip
+_OURS |= {name: _refused(_INVALID, 1, receive="LOC_QP_OP_ERR") for name in _OUT_OF_ORDER}
+_OURS |= {name: _refused(_INVALID) for name in _OUT_OF_SHAPE}
+
+_KERNELS: dict[str, Fate] = {
+    "reserved bits beside the destination QPN all set": _taken(1, 4),
+    **{name: _refused(_INVALID, 1, receive="REM_INV_REQ_ERR") for name in _OUT_OF_ORDER},
+    **{name: _refused(_INVALID, receive="REM_INV_REQ_ERR") for name in _OUT_OF_SHAPE},
+    "SEND too long for its receive": _refused(_OPERATION, 2, receive="LOC_QP_OP_ERR"),
+    "WRITE first of a length within the path MTU": _taken(1, changed=MTU),
+    "READ request with data behind it": _taken(1, answers=(Op.READ_RESP_ONLY,)),
+    "SEND: NAK with a reserved code": _told("REM_OP_ERR"),
+    "SEND: AETH of the reserved kind": _told("SUCCESS"),
+    "SEND: READ response": _told("fatal error"),
+    "READ: ACK": _LATER,  # successful, without its data
+    "READ: response too long": _told("LOC_PROT_ERR"),
+    "READ: atomic acknowledgement": _told("SUCCESS"),
+    "atomic: ACK": _LATER,
+    "atomic: READ response": _told("fatal error"),
+}
 """Where rdma_rxe (6.12) differs."""
 
 
