@@ -80,7 +80,7 @@ static void progress(struct mg_qp *qp, mg_time now, uint64_t to)
 	}
 	mg_window_acked(&r->win, (uint32_t)(to - r->una), limited);
 	r->una = to;
-	r->retry_left = qp->attr.retry_cnt;
+	mg_req_fresh_retries(qp);
 	r->rnr_left = qp->attr.rnr_retry;
 	r->probing = r->probe_credit = false;
 	r->soft_rto = mg_req_soft_base(qp);
@@ -212,7 +212,7 @@ static void rx_rnr(struct mg_qp *qp, mg_time now, uint64_t psn, uint8_t syndrome
 		r->rnr_left--;
 	if (qp->mig.paused)
 		mg_mig_unpause(qp, now);
-	r->retry_left = qp->attr.retry_cnt;
+	mg_req_fresh_retries(qp);
 	r->probing = false;
 	r->ack_since = 0; /* the responder lives: its timer counts, ours starts when we send again */
 	mg_req_go_back(qp);

@@ -265,7 +265,7 @@ static void rx_connected(struct mg_qp *qp, mg_time now, const struct mg_rx *meta
 	if (h->capable)
 		mg_mig_heard(qp, now);
 	else if (!qp->mig.peer_capable)
-		mg_mig_heard_plain(qp);
+		mg_mig_heard_plain(qp, now);
 	if (!(h->mask & MG_P_REQUEST)) {
 		if (qp->type != IBV_QPT_UC)
 			mg_comp_rx(qp, now, h);

@@ -244,7 +244,8 @@ struct mg_requester {
 	uint32_t n_reads, read_head, read_fill;
 	uint32_t read_chunk; /* packets one READ request may ask for */
 	uint8_t retry_left, rnr_left;
-	bool probing; /* send one packet only, until something comes back */
+	uint8_t grace_left; /* retries beyond those, while a plain peer is heard otherwise */
+	bool probing;	    /* send one packet only, until something comes back */
 	bool probe_credit;
 	uint64_t gap_recover; /* no second go-back for implied loss below this */
 	mg_time rnr_until;    /* 0: not waiting */
@@ -271,7 +272,7 @@ struct mg_migration {
 	uint32_t ack_epoch;				    /* to echo in RESUME_ACK */
 	mg_time announce_at, token_at, resume_at, probe_at; /* MG_NEVER: off */
 	uint64_t announce_gap, token_gap, resume_gap, probe_gap;
-	mg_time last_heard; /* of a paused or resuming connection */
+	mg_time last_heard; /* of a paused or resuming connection, and from a plain peer */
 };
 
 struct mg_qp {
@@ -485,6 +486,7 @@ mg_time mg_req_deadline(const struct mg_qp *qp);
 void mg_req_timer(struct mg_qp *qp, mg_time now);
 uint64_t mg_req_ack_timeout(const struct mg_qp *qp);   /* ns, 0: none */
 void mg_req_peer_known(struct mg_qp *qp, mg_time now); /* the peer has turned out to be of our kind */
+void mg_req_fresh_retries(struct mg_qp *qp);	       /* there was progress, or there may be again */
 uint64_t mg_req_soft_base(const struct mg_qp *qp);     /* ns until the first soft retransmission */
 void mg_req_restart(struct mg_qp *qp, mg_time now);    /* go back with fresh retry counters and timers */
 
@@ -569,9 +571,9 @@ void mg_gsi_resume(struct mg_engine *e, mg_time now);
 void mg_gsi_free(struct mg_engine *e);
 
 /* migrate.c */
-void mg_mig_connected(struct mg_qp *qp, mg_time now); /* reached RTR */
-void mg_mig_heard(struct mg_qp *qp, mg_time now);     /* a capable packet from the peer */
-void mg_mig_heard_plain(struct mg_qp *qp);	      /* one without the bit */
+void mg_mig_connected(struct mg_qp *qp, mg_time now);	/* reached RTR */
+void mg_mig_heard(struct mg_qp *qp, mg_time now);	/* a capable packet from the peer */
+void mg_mig_heard_plain(struct mg_qp *qp, mg_time now); /* one without the bit */
 void mg_mig_rx(struct mg_qp *qp, mg_time now, const struct mg_rx *meta, const struct mg_hdrs *h);
 bool mg_mig_tx(struct mg_qp *qp, struct mg_pkt *p);
 void mg_mig_pause(struct mg_qp *qp, mg_time now);

@@ -70,8 +70,9 @@ void mg_mig_heard(struct mg_qp *qp, mg_time now)
 }
 
 /* It never will: a packet of our kind has the bit. */
-void mg_mig_heard_plain(struct mg_qp *qp)
+void mg_mig_heard_plain(struct mg_qp *qp, mg_time now)
 {
+	qp->mig.last_heard = now;
 	qp->mig.peer_plain = true;
 	qp->mig.send_announce = false;
 	qp->mig.announce_at = MG_NEVER;

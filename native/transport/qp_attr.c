@@ -220,8 +220,10 @@ int mg_qp_apply_attr(struct mg_qp *qp, const struct ibv_qp_attr *a, int mask)
 		q->min_rnr_timer = a->min_rnr_timer;
 	if (mask & IBV_QP_TIMEOUT)
 		q->timeout = a->timeout;
-	if (mask & IBV_QP_RETRY_CNT)
-		q->retry_cnt = qp->req.retry_left = a->retry_cnt;
+	if (mask & IBV_QP_RETRY_CNT) {
+		q->retry_cnt = a->retry_cnt;
+		mg_req_fresh_retries(qp);
+	}
 	if (mask & IBV_QP_RNR_RETRY)
 		q->rnr_retry = qp->req.rnr_left = a->rnr_retry;
 	if (mask & IBV_QP_EN_SQD_ASYNC_NOTIFY)

@@ -19,6 +19,7 @@
 #define LAZY_IN_FLIGHT 8u /* ...while this many packets are on their way... */
 #define LAZY_BATCH 16u	  /* ...until this many requests are together */
 #define ACK_EVERY 32u	  /* packets between requests for an acknowledgement */
+#define GRACE 3u	  /* times as many retries again, see lives */
 
 void mg_req_reset(struct mg_qp *qp)
 {
@@ -43,6 +44,12 @@ uint64_t mg_req_soft_base(const struct mg_qp *qp)
 	if (!qp->mig.peer_capable && rto < nominal)
 		rto = nominal;
 	return rto > SOFT_MAX ? SOFT_MAX : rto;
+}
+
+void mg_req_fresh_retries(struct mg_qp *qp)
+{
+	qp->req.retry_left = qp->attr.retry_cnt;
+	qp->req.grace_left = (uint8_t)(GRACE * qp->attr.retry_cnt);
 }
 
 void mg_req_go_back(struct mg_qp *qp)
@@ -78,7 +85,7 @@ void mg_req_restart(struct mg_qp *qp, mg_time now)
 {
 	struct mg_requester *r = &qp->req;
 
-	r->retry_left = qp->attr.retry_cnt;
+	mg_req_fresh_retries(qp);
 	r->rnr_left = qp->attr.rnr_retry;
 	r->rnr_until = 0;
 	r->probing = false;
@@ -360,6 +367,25 @@ mg_time mg_req_deadline(const struct mg_qp *qp)
 	return r->soft_at;
 }
 
+/*
+ * Whether a peer that is not of our kind has sent us anything in the time of all retries, on this connection or
+ * another. rdma_rxe serves its QPs in turns; on a busy machine one that was not served for 3 s has answered
+ * everything then (docs/interop.md).
+ */
+static bool lives(const struct mg_qp *qp, mg_time now)
+{
+	uint64_t span = qp->attr.retry_cnt * mg_req_ack_timeout(qp);
+	const struct mg_qp *other;
+
+	if (qp->mig.peer_capable)
+		return false;
+	for (uint32_t it = 0; (other = mg_idtab_next(&qp->e->qps, &it));)
+		if (!other->mig.peer_capable && other->mig.last_heard && now - other->mig.last_heard < span &&
+		    !memcmp(other->peer.gid, qp->peer.gid, sizeof(qp->peer.gid)))
+			return true;
+	return false;
+}
+
 void mg_req_timer(struct mg_qp *qp, mg_time now)
 {
 	struct mg_requester *r = &qp->req;
@@ -382,12 +408,15 @@ void mg_req_timer(struct mg_qp *qp, mg_time now)
 		return;
 	if (timeout && now >= r->ack_since + timeout) {
 		qp->e->counters[MG_CNT_TIMEOUTS]++;
-		if (!r->retry_left) {
+		if (r->retry_left) {
+			r->retry_left--;
+		} else if (r->grace_left && lives(qp, now)) {
+			r->grace_left--;
+		} else {
 			if (!mg_mig_pause_with_others(qp, now))
 				mg_comp_fail(qp, IBV_WC_RETRY_EXC_ERR);
 			return;
 		}
-		r->retry_left--;
 		r->ack_since = now;
 	} else if (now < r->soft_at) {
 		return;

@@ -10,7 +10,7 @@ import pytest
 from migroce.wire import Aeth, Op, Packet, Reth, build_body, parse
 
 from .pair import Node, Pair
-from .records import NEVER, US, Action, Link, S, Sge, Wr
+from .records import MS, NEVER, US, Action, Link, S, Sge, Wr
 from .verbs import ALL_ACCESS, Access, Event, QpState, SendFlag, WcStatus, WrOpcode
 
 SLOW = Link(delay=100 * US, ps_per_byte=1000)
@@ -256,3 +256,25 @@ def test_a_nak_that_overtakes_an_answer_is_not_forgotten(op: WrOpcode, answer: i
         w.go(30 * S)
         assert w.a.done() == [(1, 0), (2, 0), (3, WcStatus.REM_ACCESS_ERR)]
         assert w.b.qp.state() is QpState.ERR
+
+
+@pytest.mark.parametrize("strip", [1, 0], ids=["plain peer", "capable peer"])
+@pytest.mark.parametrize("heard", [True, False], ids=["heard otherwise", "silent"])
+def test_a_plain_peer_that_is_heard_otherwise_gets_more_time(strip: int, heard: bool) -> None:
+    """rdma_rxe serves its QPs in turns: its answer may come late while it goes on asking. Not for ever."""
+    tries = 8 + (3 * 7 if strip and heard else 0)
+    with Pair(link=Link(strip=strip), timeout=10) as w:
+        w.go(5 * S)
+        patience = tries * 4 * (4096 << 10)
+        w.rule(Action.DROP, 17, src=1)  # b's acknowledgements
+        to = w.a.space(8)
+        w.a.send(1, b"nobody answers")
+        for _ in range(70):
+            if heard:
+                w.b.write(9, b"x", to, w.a)
+            w.go(8 * MS)
+            if w.now >= 5 * S + patience - 8 * MS:
+                break
+            assert w.a.done() == []
+        w.go(30 * MS)
+        assert w.a.done()[:1] == [(1, WcStatus.RETRY_EXC_ERR)]
