@@ -47,6 +47,12 @@ enum mg_family { MG_V4, MG_V6, MG_FAMILIES };
 #define MG_RELAX_NS 200000u
 /* ...before it is tried again whether the CPU has become free. */
 #define MG_CROWDED_NS 50000000u
+/*
+ * Where a UC or UD receive queue has run dry, what follows waits in the socket for the application to post
+ * more, instead of being dropped: for so long, once, looked at so often.
+ */
+#define MG_DRY_NS 100000000u
+#define MG_DRY_NAP_NS 100000u
 /* The progress thread's nap while somebody polls. */
 #define MG_NAP_MIN_NS 50000u
 #define MG_NAP_MAX_NS 1000000u
@@ -120,6 +126,13 @@ struct mg_net {
 	} ctl[MG_TX_BATCH];
 	uint8_t stage[MG_TX_STAGE];
 	uint8_t rx[MG_RX_BUF];
+	/* What is left in `rx` of a train in whose middle a receive queue ran dry. */
+	struct {
+		size_t at, len, segment; /* at == len: nothing */
+		struct mg_rx meta;
+		uint16_t dport;
+	} rest;
+	mg_time dry_until;
 };
 
 /* ---- udp.c: sockets ----------------------------------------------------------------------- */
@@ -168,6 +181,8 @@ void mg_watch_moved(struct mg_device *dev, const struct mg_port *port);
 
 /* Receive one batch from each socket that has something; returns packets. Does not send. */
 int mg_net_receive(struct mg_device *dev, mg_time now);
+/* A receive queue has run dry, and whoever is not the one that refills it should receive nothing now. */
+bool mg_net_held(const struct mg_device *dev, mg_time now);
 void mg_net_send(struct mg_device *dev, mg_time now, unsigned tx_flags);
 /* Run due timers; `drained`: nothing waits to be received that they might be waiting for. */
 void mg_net_timers(struct mg_device *dev, mg_time now, bool drained);

@@ -99,7 +99,7 @@ struct thread {
 	bool active; /* the application polled a short while ago */
 	bool steady; /* packets keep coming: the last sleep on the sockets was too short to be worth it */
 	bool got;    /* something was received in the application's place */
-	bool away;   /* the application is in the library itself: the sockets are none of our business */
+	bool away;   /* the application uses the sockets, or has to run first: leave them alone */
 };
 
 /*
@@ -140,6 +140,14 @@ static mg_time serve(struct mg_device *dev, struct thread *t)
 			/* Stopped: there is nothing to serve until the agent brings sockets. */
 			pthread_mutex_unlock(&dev->lock);
 			return MG_NEVER;
+		}
+		if (mg_net_held(dev, now)) {
+			mg_net_timers(dev, now, false);
+			mg_net_send(dev, now, 0);
+			atomic_store(&dev->net->napping, true);
+			pthread_mutex_unlock(&dev->lock);
+			t->away = true;
+			return now + MG_DRY_NAP_NS;
 		}
 		until = 0;
 		if (mg_net_receive(dev, now) > 0) {

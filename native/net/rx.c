@@ -96,19 +96,23 @@ static bool describe(const struct mg_sock *s, struct msghdr *m, const union sour
 	return have_dst;
 }
 
-static int take(struct mg_device *dev, mg_time now, const struct mg_sock *s, struct mg_rx *meta, size_t len,
-		size_t segment)
+/* The packets of net->rest; what follows one that runs a receive queue dry is left there. */
+static int take(struct mg_device *dev, mg_time now)
 {
 	struct mg_net *net = dev->net;
-	struct mg_flow flow = {.sport = meta->sport, .dport = s->sport, .df = true};
+	struct mg_rx *meta = &net->rest.meta;
+	struct mg_flow flow = {.sport = meta->sport, .dport = net->rest.dport, .df = true};
 	int n = 0;
 
 	memcpy(flow.src, meta->src.gid, 16);
 	memcpy(flow.dst, meta->dst.gid, 16);
-	for (size_t at = 0; at < len; at += segment, n++) {
-		size_t part = len - at < segment ? len - at : segment;
+	for (; net->rest.at < net->rest.len; n++) {
+		size_t at = net->rest.at, left = net->rest.len - at;
+		size_t part = left < net->rest.segment ? left : net->rest.segment;
+		bool dry = mg_rx_dry(dev->engine);
 		uint16_t id;
 
+		net->rest.at += part;
 		if (!mg_icrc_check(&flow, net->rx + at, part, &id)) {
 			mg_count(dev->engine, MG_CNT_RX_ICRC, 1);
 			continue;
@@ -117,6 +121,10 @@ static int take(struct mg_device *dev, mg_time now, const struct mg_sock *s, str
 		flow.ip_id = (uint16_t)(id + 1);
 		meta->ip_id = id;
 		mg_rx(dev->engine, now, meta, net->rx + at, part);
+		if (!dry && mg_rx_dry(dev->engine)) {
+			net->dry_until = now + MG_DRY_NS;
+			return n + 1;
+		}
 	}
 	return n;
 }
@@ -137,7 +145,6 @@ static int receive(struct mg_device *dev, mg_time now, struct mg_sock *s)
 			   .msg_iovlen = 1,
 			   .msg_control = ctl.buf,
 			   .msg_controllen = sizeof(ctl.buf)};
-	struct mg_rx meta = {0};
 	ssize_t len = recvmsg(s->fd, &m, MSG_DONTWAIT);
 	size_t segment;
 
@@ -145,11 +152,16 @@ static int receive(struct mg_device *dev, mg_time now, struct mg_sock *s)
 		return 0;
 	s->hot = now;
 	segment = (size_t)len;
-	if (len == 0 || (m.msg_flags & MSG_TRUNC) || !describe(s, &m, &from, &meta, &segment)) {
+	net->rest.meta = (struct mg_rx){0};
+	if (len == 0 || (m.msg_flags & MSG_TRUNC) || !describe(s, &m, &from, &net->rest.meta, &segment)) {
 		mg_count(dev->engine, MG_CNT_RX_MALFORMED, 1);
 		return 1;
 	}
-	return take(dev, now, s, &meta, (size_t)len, segment);
+	net->rest.at = 0;
+	net->rest.len = (size_t)len;
+	net->rest.segment = segment;
+	net->rest.dport = s->sport;
+	return take(dev, now);
 }
 
 static bool hot(mg_time traffic, mg_time now)
@@ -169,6 +181,8 @@ static int receive_groups(struct mg_device *dev, mg_time now)
 			if (net->member[k].own.fd == ev[i].data.fd)
 				n += receive(dev, now, &net->member[k].own);
 		net->mcast_hot = now;
+		if (net->rest.at < net->rest.len)
+			break;
 	}
 	return n;
 }
@@ -181,18 +195,29 @@ int mg_net_receive(struct mg_device *dev, mg_time now)
 	int n = 0;
 
 	net->looked = now;
+	if (net->rest.at < net->rest.len)
+		return take(dev, now);
 	if (v4->fd >= 0)
 		n = receive(dev, now, v4);
+	if (net->rest.at < net->rest.len)
+		return n;
 	/* Each further socket costs a system call per poll: only while it is in use. */
 	cold = ++net->idle_polls >= MG_COLD_POLLS;
 	if (cold)
 		net->idle_polls = 0;
 	if (v6->fd >= 0 && (v4->fd < 0 || cold || hot(v6->hot, now)))
 		n += receive(dev, now, v6);
+	if (net->rest.at < net->rest.len)
+		return n;
 	if (atomic_load_explicit(&net->mcast_ep, memory_order_relaxed) >= 0 &&
 	    (cold || hot(net->mcast_hot, now)))
 		n += receive_groups(dev, now);
 	return n;
+}
+
+bool mg_net_held(const struct mg_device *dev, mg_time now)
+{
+	return mg_rx_dry(dev->engine) && now < dev->net->dry_until;
 }
 
 void mg_net_timers(struct mg_device *dev, mg_time now, bool drained)

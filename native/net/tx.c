@@ -433,7 +433,7 @@ void mg_net_flush(struct mg_device *dev, unsigned tx_flags)
 
 	uint64_t before;
 
-	if (now - dev->net->looked > MG_UNSEEN_NS && mg_net_open(dev->net))
+	if (now - dev->net->looked > MG_UNSEEN_NS && mg_net_open(dev->net) && !mg_net_held(dev, now))
 		mg_net_receive(dev, now);
 	before = mg_counter_get(dev->engine, MG_CNT_TX_BYTES);
 	mg_net_send(dev, now, tx_flags);

@@ -168,6 +168,7 @@ void mg_net_close(struct mg_net *net)
 {
 	mg_net_mcast_close(net);
 	mg_watch_close(net);
+	net->rest.at = net->rest.len;
 	for (int i = 0; i < MG_FAMILIES; i++) {
 		if (net->sock[i].fd >= 0)
 			close(net->sock[i].fd);

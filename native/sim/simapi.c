@@ -212,6 +212,13 @@ uint64_t mgs_deadline(struct mgs_world *w, int engine)
 	return e ? sim_deadline(e) : MG_NEVER;
 }
 
+int mgs_rx_dry(struct mgs_world *w, int engine)
+{
+	struct sim_engine *e = sim_engine_get(w, engine);
+
+	return e && mg_rx_dry(e->e);
+}
+
 int mgs_tx_pending(struct mgs_world *w, int engine)
 {
 	struct sim_engine *e = sim_engine_get(w, engine);

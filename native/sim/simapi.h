@@ -192,6 +192,7 @@ uint64_t mgs_counter(struct mgs_world *w, int engine, int counter);
 int mgs_counter_count(void);
 const char *mgs_counter_name(int counter);
 uint64_t mgs_deadline(struct mgs_world *w, int engine); /* in world time; UINT64_MAX: none */
+int mgs_rx_dry(struct mgs_world *w, int engine);	/* mg_rx_dry: 0 or 1 */
 int mgs_tx_pending(struct mgs_world *w, int engine);
 
 /* ---- verbs ---- */

@@ -230,6 +230,11 @@ bool mg_tx_pending(const struct mg_engine *e)
 
 /* ---- receiving ------------------------------------------------------------------------------------ */
 
+bool mg_rx_dry(const struct mg_engine *e)
+{
+	return e->dry;
+}
+
 /* Which service's packets a QP takes; the migration extension's are for connected ones. */
 static bool service_ok(const struct mg_qp *qp, const struct mg_hdrs *h)
 {

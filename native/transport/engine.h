@@ -236,6 +236,11 @@ struct mg_rx {
 	uint32_t flow_label; /* IPv6 */
 };
 void mg_rx(struct mg_engine *e, mg_time now, const struct mg_rx *meta, const uint8_t *buf, size_t len);
+/*
+ * True from when a message takes the last receive request of a queue whose service drops what finds none (UC,
+ * UD), until any request is posted: the caller had better let the application run before it receives more.
+ */
+bool mg_rx_dry(const struct mg_engine *e);
 
 mg_time mg_deadline(const struct mg_engine *e); /* MG_NEVER: no timer runs */
 void mg_timer(struct mg_engine *e, mg_time now);

@@ -237,6 +237,7 @@ struct mg_requester {
 	uint64_t end;		  /* next to assign to a posted request */
 	uint64_t heard;		  /* UC: the peer has seen all below, or we do not wait for it */
 	mg_time stall_until;	  /* UC: too far ahead of the peer, until it tells or this time; 0: not */
+	bool unheard;		  /* UC: that time came; the peer is not waited for until it tells again */
 	uint32_t head, cur, tail; /* free-running WQE indices: oldest, holding snd, next free */
 	struct mg_window win;
 	uint64_t *reads;   /* ring: extended PSN one past each outstanding READ or atomic request */
@@ -350,6 +351,7 @@ struct mg_engine {
 	struct mg_mr *mr_last; /* the one looked up last */
 	struct mg_gsi gsi;
 	bool stopped;
+	bool dry; /* mg_rx_dry */
 	uint32_t epoch;
 	uint64_t counters[MG_CNT_MAX];
 	mg_time now; /* the latest we were told */

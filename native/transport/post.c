@@ -210,6 +210,7 @@ int mg_post_recv(struct mg_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **
 {
 	int err = 0;
 
+	qp->e->dry = false;
 	for (; wr; wr = wr->next) {
 		bool none = qp->srq || qp->type == IBV_QPT_XRC_SEND || qp->type == IBV_QPT_XRC_RECV;
 
@@ -228,6 +229,7 @@ int mg_post_srq_recv(struct mg_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv
 {
 	int err = 0;
 
+	srq->e->dry = false;
 	for (; wr && !err; wr = err ? wr : wr->next)
 		err = mg_rq_post(&srq->rq, wr);
 	if (err && bad)

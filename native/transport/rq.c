@@ -114,6 +114,8 @@ void mg_recv_done(struct mg_qp *qp, struct ibv_wc *wc, bool solicited)
 	wc->qp_num = qp->qpn;
 	qp->resp.have_wqe = false;
 	qp->recv_done++;
+	if (mg_qp_unacked(qp) && !mg_rq_fill(srq ? &srq->rq : &qp->rq))
+		qp->e->dry = true;
 	mg_cq_push(srq && srq->cq ? srq->cq : qp->recv_cq, qp, wc, solicited);
 }
 

@@ -8,12 +8,13 @@
  *
  * What holds it back is the socket. Where that does not, because the peer's process is behind the same
  * kernel, a UC peer that knows the extension tells now and then how far it is, and we do not run far
- * ahead of it: its socket's buffer would overflow. Silence delays us a little, never for long.
+ * ahead of it: its socket's buffer would overflow. Silence delays us once, for as long as a process may wait
+ * for a CPU on a crowded machine; from then on we send into it until the peer is heard again.
  */
 #include "transport/internal.h"
 
-#define AHEAD 1024u	       /* packets */
-#define STALL_MAX (20 * MG_MS) /* without a word, for so many packets each */
+#define AHEAD 1024u		/* packets */
+#define STALL_MAX (500 * MG_MS) /* without a word */
 
 static int build_ud(struct mg_qp *qp, struct mg_swqe *w, struct mg_pkt *p)
 {
@@ -50,7 +51,7 @@ static bool stalled(struct mg_qp *qp, mg_time now)
 {
 	struct mg_requester *r = &qp->req;
 
-	if (qp->type != IBV_QPT_UC || !qp->mig.peer_capable || r->snd - r->heard < AHEAD)
+	if (qp->type != IBV_QPT_UC || !qp->mig.peer_capable || r->unheard || r->snd - r->heard < AHEAD)
 		return false;
 	if (!r->stall_until) {
 		r->stall_until = now + STALL_MAX;
@@ -68,19 +69,24 @@ void mg_unack_heard(struct mg_qp *qp, uint32_t psn)
 		return;
 	r->heard = to;
 	r->stall_until = 0;
+	r->unheard = false;
 	mg_qp_ready(qp);
 }
 
 void mg_unack_timer(struct mg_qp *qp, mg_time now)
 {
-	if (qp->req.stall_until && now >= qp->req.stall_until)
-		mg_unack_resume(qp);
+	if (!qp->req.stall_until || now < qp->req.stall_until)
+		return;
+	qp->req.stall_until = 0;
+	qp->req.unheard = true;
+	mg_qp_ready(qp);
 }
 
 void mg_unack_resume(struct mg_qp *qp)
 {
 	qp->req.heard = qp->req.snd;
 	qp->req.stall_until = 0;
+	qp->req.unheard = false;
 	mg_qp_ready(qp);
 }
 

@@ -116,9 +116,9 @@ def test_several_processes_behind_one_address_go_on(bench: Bench, agent: Agent, 
 
 def test_a_peer_waits_for_a_long_stop(bench: Bench, agent: Agent, tmp_path: Path) -> None:
     """Longer than all its retries: the peer lives on because the stand-in tells it to wait."""
-    bench.start("ib_send_bw", "-n", "30000", "-s", "65536", "-u", "12")  # 8 times 17 ms
+    bench.start("ib_send_bw", "-n", "30000", "-s", "65536", "-u", "14")  # 8 times 67 ms
     agent.client.container_stop("c1", tmp_path)
-    answered(agent, 6)  # probes at 20, 60, 140, 300, 500 ms: the retries would be over long since
+    answered(agent, 8)  # at 20, 60, 140, 300, then each 200 ms: the retries would be over long since
     agent.client.container_resume("c1")
     bench.finish()
 

@@ -257,6 +257,35 @@ def test_the_standin_answers_uc_requests_with_nothing() -> None:
         p.echo()
 
 
+def test_a_queue_that_runs_dry_is_told_until_something_is_posted() -> None:
+    """When its last request is complete, not before: the rest of a long message must be received."""
+    with Uc(mtu=256, link=Link(ps_per_byte=6_500_000)) as p:
+        p.b.recvs(2, 600)
+        p.a.send(0, b"one")
+        p.go(5 * MS)
+        assert not p.b.engine.dry()
+        p.a.send(1, b"2" * 600)  # packets of 2 ms each
+        p.go(4 * MS)
+        assert not p.b.engine.dry()
+        assert p.b.done() == [(0, 0)]
+        p.go(20 * MS)
+        assert p.b.engine.dry()
+        assert p.b.done() == [(0, 0), (1, 0)]
+        p.b.recv(2, 600)
+        assert not p.b.engine.dry()
+        assert not p.a.engine.dry()
+
+
+def test_a_reliable_queue_that_runs_dry_is_nothing_to_tell() -> None:
+    """Its peer is told to wait."""
+    with Pair() as p:
+        p.b.recv(0, 100)
+        p.a.send(0, b"only one")
+        p.go(5 * MS)
+        assert p.b.done() == [(0, 0)]
+        assert not p.b.engine.dry()
+
+
 def test_the_sender_keeps_step_with_a_peer_that_tells() -> None:
     """It does not run more than 1024 packets ahead, so that a slow peer's socket does not overflow."""
     with Uc(mtu=256, arena=1 << 22, link=Link(delay=500 * US)) as p:
@@ -270,15 +299,38 @@ def test_the_sender_keeps_step_with_a_peer_that_tells() -> None:
         assert p.a.done() == p.b.done() == [(i, 0) for i in range(12)]
 
 
-def test_a_peer_that_falls_silent_delays_the_sender_only_a_little() -> None:
+def test_a_peer_that_falls_silent_delays_the_sender_once() -> None:
     """Without a word from it (it is stopped, it receives nothing, its reports are lost) sending goes on."""
     with Uc(mtu=256, arena=1 << 22) as p:
         p.b.recvs(12, 65536)
         p.rule(Action.DROP, 17, src=p.b.engine.index)
         for i in range(12):
             p.a.send(i, b"s" * 65536)
-        p.go(45 * MS)  # three times 1024 packets, 20 ms each
-        assert p.a.done() == p.b.done() == [(i, 0) for i in range(12)]
+        p.go(490 * MS)
+        assert p.b.done() == [(i, 0) for i in range(4)]  # 1024 packets
+        p.go(20 * MS)
+        assert p.a.done() == [(i, 0) for i in range(12)]
+        assert p.b.done() == [(i, 0) for i in range(12)]
+
+
+def test_a_peer_that_is_heard_again_is_waited_for_again() -> None:
+    with Uc(mtu=256, arena=1 << 22, link=Link(delay=500 * US)) as p:
+        p.b.recvs(13, 65536)
+        p.rule(Action.DROP, 17, src=p.b.engine.index)
+        for i in range(5):
+            p.a.send(i, b"s" * 65536)
+        p.go(600 * MS)
+        assert p.a.done() == [(i, 0) for i in range(5)]
+        p.clear_rules()
+        p.a.send(5, b"h" * 65536)
+        p.go(5 * MS)
+        before = p.stats().sent
+        for i in range(6, 13):
+            p.a.send(i, b"s" * 65536)
+        p.go(400 * US)
+        assert p.stats().sent - before == 1024
+        p.go(100 * MS)
+        assert p.b.done() == [(i, 0) for i in range(13)]
 
 
 def test_both_move_at_once_to_other_addresses() -> None:

@@ -148,6 +148,10 @@ class Engine:
     def deadline(self) -> int:
         return int(self.world.lib.mgs_deadline(self.world.ptr, self.index))
 
+    def dry(self) -> bool:
+        """A UC or UD receive queue ran dry, and nothing was posted since."""
+        return bool(self.world.lib.mgs_rx_dry(self.world.ptr, self.index))
+
     def free(self) -> None:
         self.world.lib.mgs_engine_free(self.world.ptr, self.index)
 

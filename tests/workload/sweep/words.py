@@ -101,6 +101,16 @@ KNOWN = (
         sometimes=True,
         says="wait for RDMA_READ_ADV state 10",
     ),
+    Known(
+        "ib_write_lat -c XRC --mr_per_qp",
+        "perftest waits for data behind its first QP's buffer, which is not where it told its peer to write",
+    ),
+    Known(
+        "-u 10$",
+        "8 times 4 ms without an answer: a limit that the user sets and a busy machine may miss",
+        sometimes=True,
+        says="Failed status 12",
+    ),
     Known(r"-w 1$|-y 10$", "a limit that the user sets and a busy machine may miss", sometimes=True),
 )
 """The README's limits aside: each is explained in docs/programs.md."""
