@@ -64,6 +64,7 @@ PROGRAMS = {
     "ib_send_bw, UC": perftest("ib_send_bw -c UC"),
     "ib_send_bw, UD": perftest("ib_send_bw -c UD"),
     "ib_write_bw, chains": perftest("ib_write_bw --post_list 8 -q 4"),
+    "ib_write_bw, 1024 QPs": dataclasses.replace(perftest("ib_write_bw -q 1024 -t 4 -s 1024"), runs=40),
     "ib_write_lat": perftest("ib_write_lat"),
     "ib_read_bw, 16 QPs, both ways": perftest("ib_read_bw -q 16 -b"),
     "ib_atomic_bw": perftest("ib_atomic_bw -q 4"),
