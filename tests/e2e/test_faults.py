@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -198,6 +199,24 @@ def test_the_destination_s_address_in_use_is_refused_before_anything_stops(stage
     subprocess.run(
         ["nsenter", f"--net={netns}", "sh", "-c", script.replace("addr add", "addr del")], check=True
     )
+    check.finish()
+
+
+def test_a_network_with_a_smaller_mtu_is_refused_before_anything_stops(stage: Stage) -> None:
+    check = Check(stage)
+    node = stage.lab.node("b")
+    events: list[Event] = []
+    dataclasses.replace(node.context, mtu=1500).save()
+    node.close()  # its worker has read the old one
+    try:
+        with pytest.raises(MigroceError, match="node-b's network carries packets of 1500 bytes"):
+            check.server.move("node-b", events.append)
+    finally:
+        node.context.save()
+        node.close()
+    check.server.home = "node-a"
+    assert {event.phase for event in events} == {"check"}
+    check.server.move("node-b")
     check.finish()
 
 

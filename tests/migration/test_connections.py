@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who follows a container to another address, and what its QPs sent again."""
+"""Who follows a container to another address, which networks its QPs fit, and what they sent again."""
 
 from __future__ import annotations
 
@@ -73,6 +73,20 @@ def test_capable_peers_with_our_token_follow_and_unconnected_qps_do_not_matter()
 def test_a_peer_that_would_not_follow_is_named(qp: dict[str, Any]) -> None:
     with pytest.raises(MigrationError, match="1 QPs of c cannot take their peers along"):
         connections.check_peers("c", [_qp(), qp])
+
+
+def test_a_network_whose_packets_are_too_small_for_the_qps_is_refused() -> None:
+    qps = [_qp(path_mtu=1024), _qp(path_mtu=2048), _qp(path_mtu=4096, state="INIT")]
+    ps = [{"contexts": [{"dump": {"qps": qps}}, {"dump": None, "error": "it does not answer"}]}]
+    about = {"path_mtu": connections.path_mtu(ps)}
+    connections.check_mtu(about, 2128, "node-b's network")
+    with pytest.raises(EngineError, match="packets of 2127 bytes, the container's QPs need 2128"):
+        connections.check_mtu(about, 2127, "node-b's network")
+
+
+def test_without_connected_qps_any_network_will_do() -> None:
+    connections.check_mtu({"path_mtu": connections.path_mtu([])}, 576, "node-b's network")
+    connections.check_mtu({}, 576, "node-b's network")
 
 
 def test_a_socket_bound_to_the_old_address_is_refused_and_one_bound_to_any_is_not() -> None:

@@ -17,6 +17,8 @@ from migroce.errors import EngineError, MigrationError
 ROCE_PORT = 4791
 _CONNECTED = ("RTR", "RTS", "SQD", "SQE")
 _TCP_TIME_WAIT = 6
+_HEADERS = 80
+"""Bytes of an IP packet that are not RDMA payload, at most: as rdma_rxe and native/net/addr.c have it."""
 
 
 # -- another address ---------------------------------------------------------------------------------------
@@ -131,6 +133,27 @@ def of_container(ps: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 raise EngineError("check", f"{context['comm']} shows no QPs: {context.get('error')}")
             found += context["dump"]["qps"]
     return found
+
+
+# -- a smaller MTU -----------------------------------------------------------------------------------------
+
+
+def path_mtu(ps: Iterable[Mapping[str, Any]]) -> int:
+    """The largest path MTU, in bytes, of the connected QPs in an agent's answer to `ps`; 0: none."""
+    dumps = (context.get("dump") for container in ps for context in container["contexts"])
+    qps = (qp for each in dumps if each is not None for qp in each["qps"])
+    return max((int(qp["path_mtu"]) for qp in qps if qp["state"] in _CONNECTED), default=0)
+
+
+def check_mtu(about: Mapping[str, Any], mtu: int, where: str) -> None:
+    """Refuse a network whose packets of `mtu` bytes do not hold those of the QPs. Raises EngineError.
+
+    A QP's path MTU is agreed on when it connects and cannot change: its packets would never arrive.
+    """
+    needed = int(about.get("path_mtu", 0))  # 0: no QPs, or an older migroce that does not say
+    if needed and needed + _HEADERS > mtu:
+        reason = f"{where} carries packets of {mtu} bytes, the container's QPs need {needed + _HEADERS}"
+        raise EngineError("check", reason, "give it a larger MTU")
 
 
 # -- what was sent again -----------------------------------------------------------------------------------

@@ -79,6 +79,8 @@ class DestinationSide:
         interfaces = [network.Interface.decode(raw) for raw in about["interfaces"]]
         if interfaces and self.ctx.bridge is None:
             raise EngineError("check", f"{self.ctx.name} has no bridge for the container's interface")
+        if interfaces:
+            connections.check_mtu(about, self.ctx.mtu, f"{self.ctx.name}'s network")
         self._check_addresses(interfaces)
         for mount in about["config"].get("mounts", []):
             is_bind = mount.get("type") == "bind" or "bind" in mount.get("options", [])

@@ -27,7 +27,7 @@ from migroce.engines import docker, dockerspec, runc
 from migroce.engines.context import NodeContext, read_json, write_json
 from migroce.engines.docker import DockerEngine
 from migroce.errors import EngineError
-from migroce.migration import dockerkit, journal, streams
+from migroce.migration import connections, dockerkit, journal, streams
 from migroce.migration.destination import DestinationSide, available_memory
 from migroce.migration.dockerhold import Holder
 from migroce.migration.dockerkit import agent_name
@@ -112,6 +112,8 @@ class DockerDestination(DestinationSide):
             if here is None:
                 mend = f"make it there (docker network create {name} ...)"
                 raise EngineError("check", f"{node} has no network {name}", mend)
+            if mtu := (here.get("Options") or {}).get("com.docker.network.driver.mtu"):
+                connections.check_mtu(about, int(mtu), f"network {name} on {node}")
             for each in (here.get("Containers") or {}).values():
                 if ip and str(each.get("IPv4Address", "")).split("/")[0] == ip and name != "bridge":
                     reason = f"address {ip} is in use on {node} by {each.get('Name')}"

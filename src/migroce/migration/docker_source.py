@@ -29,7 +29,7 @@ from migroce.engines.context import NodeContext, read_json, write_json
 from migroce.engines.docker import DockerEngine, Shim
 from migroce.engines.oci import stat_fields
 from migroce.errors import EngineError
-from migroce.migration import dockerkit, journal, streams, tree
+from migroce.migration import connections, dockerkit, journal, streams, tree
 from migroce.migration.dockerhold import Holder
 from migroce.migration.dockerkit import agent_name
 from migroce.migration.netlock import NetLock, unlock
@@ -98,6 +98,7 @@ class DockerSource(SourceSide):
             "container": self.container,
             "inspect": found,
             "device": with_device,
+            "path_mtu": self._path_mtu(found) if with_device else 0,
             "runtime": str(found["HostConfig"].get("Runtime") or "runc"),
             "image": {"id": image["Id"], "size": image.get("Size", 0), "reference": found["Config"]["Image"]},
             "architecture": platform.machine(),
@@ -112,6 +113,10 @@ class DockerSource(SourceSide):
             "before": parts,
             "after": [*(f"{part}-rest" for part in parts), "log", "images"],
         }
+
+    def _path_mtu(self, found: dict[str, Any]) -> int:
+        with self.engine.agent() as agent:
+            return connections.path_mtu(agent.ps(agent_name(found)))
 
     def _networks(self, found: dict[str, Any]) -> dict[str, Any]:
         made = {}

@@ -78,9 +78,10 @@ class SourceSide:
             raise EngineError("check", "nft is not there", "install nftables")
         if criu.find() is None:
             raise EngineError("check", f"{self.ctx.name} has no criu", "see `migroce doctor`")
+        path_mtu = 0
         if info.device:
             with self.engine.agent() as agent:  # it will be needed when the container cannot run without
-                agent.status()
+                path_mtu = connections.path_mtu(agent.ps(self.container))
         config = read_json(Path(info.bundle) / "config.json")
         own, _ = bundles.network_namespace(config)
         if not own:
@@ -97,6 +98,7 @@ class SourceSide:
             "device": info.device,
             "plain": self._layer()[1],
             "interfaces": [dataclasses.asdict(each) for each in self.interfaces()],
+            "path_mtu": path_mtu,
             "memory": self._memory(state),
             "criu": str(criu.find()),
             "engine": "oci",
