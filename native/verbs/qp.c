@@ -165,6 +165,8 @@ MGV_EXPORT int ibv_modify_qp(struct ibv_qp *ibqp, struct ibv_qp_attr *attr, int 
 
 	if (!mgv_is_ours(ibqp->context))
 		return MGV_FORWARD_INT(ibv_modify_qp, ibqp, attr, mask);
+	if (mask & ~((IBV_QP_DEST_QPN << 1) - 1)) /* as libibverbs' ibv_cmd_modify_qp() */
+		return EOPNOTSUPP;
 	qp = mgv_qp(ibqp);
 	mg_device_lock(qp->dev);
 	/*
