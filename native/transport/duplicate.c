@@ -39,6 +39,16 @@ static bool restart_jobs(struct mg_responder *r, uint32_t psn)
 	return r->job_fill < r->n_jobs;
 }
 
+/*
+ * A READ or atomic comes again and is answered: that acknowledges what came before it. A requester that goes
+ * back asks for all of it in one go, and an ACK among the answers does harm (see `acknowledge_again`).
+ */
+static void answered_again(struct mg_responder *r, uint32_t psn)
+{
+	if (r->dup_pending && mg_psn_diff(psn, r->dup_psn) > 0)
+		r->dup_pending = false;
+}
+
 static void duplicate_read(struct mg_qp *qp, const struct mg_hdrs *h)
 {
 	struct mg_responder *r = &qp->resp;
@@ -58,8 +68,10 @@ static void duplicate_read(struct mg_qp *qp, const struct mg_hdrs *h)
 			mg_resp_deny_again(qp, h->psn);
 			return;
 		}
-		if (restart_jobs(r, h->psn))
+		if (restart_jobs(r, h->psn)) {
 			mg_resp_add_job(qp, (h->psn + n - 1) & MG_PSN_MASK, h, 0)->again = true;
+			answered_again(r, h->psn);
+		}
 		return;
 	}
 }
@@ -75,16 +87,37 @@ static void duplicate_atomic(struct mg_qp *qp, const struct mg_hdrs *h)
 
 		if (s->opcode != h->opcode || s->first_psn != h->psn)
 			continue;
-		if (s->rkey == same.rkey && s->va == same.va && restart_jobs(r, h->psn))
+		if (s->rkey == same.rkey && s->va == same.va && restart_jobs(r, h->psn)) {
 			mg_resp_add_job(qp, h->psn, h, s->atomic_orig);
+			answered_again(r, h->psn);
+		}
 		return;
 	}
 }
 
-void mg_resp_duplicate(struct mg_qp *qp, const struct mg_hdrs *h)
+/*
+ * All that was executed is acknowledged, unless a READ or atomic is between: an ACK beyond it says that
+ * its answer is lost (IBA 9.7.5.2.8), while it is about to be asked for again and answered. rdma_rxe goes
+ * back once more for that; and where it has a part of a READ's answer, an old ACK ends the READ, with SUCCESS.
+ */
+static void acknowledge_again(struct mg_qp *qp, uint32_t psn)
 {
 	struct mg_responder *r = &qp->resp;
 
+	r->dup_pending = true;
+	r->dup_psn = r->ack_psn;
+	for (uint32_t i = 0; i < r->n_res; i++) {
+		const struct mg_resource *s = &r->res[i];
+
+		if (s->opcode && mg_psn_diff(s->first_psn, psn) > 0 &&
+		    mg_psn_diff(r->ack_psn, s->first_psn) > 0)
+			r->dup_psn = psn;
+	}
+	mg_qp_ready(qp);
+}
+
+void mg_resp_duplicate(struct mg_qp *qp, const struct mg_hdrs *h)
+{
 	qp->duplicates++;
 	qp->e->counters[MG_CNT_DUPLICATES]++;
 	if (h->opcode == MG_OP_READ_REQ) {
@@ -95,6 +128,5 @@ void mg_resp_duplicate(struct mg_qp *qp, const struct mg_hdrs *h)
 		duplicate_atomic(qp, h);
 		return;
 	}
-	r->ack_pending = r->ack_force = true;
-	mg_qp_ready(qp);
+	acknowledge_again(qp, h->psn);
 }

@@ -211,7 +211,9 @@ struct mg_responder {
 	uint32_t msn;
 	bool nak_sent; /* since epsn last moved: later packets are dropped in silence */
 	bool ack_pending;
-	bool ack_force; /* not to be held back by MG_TX_LAZY */
+	bool ack_force;	  /* not to be held back by MG_TX_LAZY */
+	bool dup_pending; /* a SEND or WRITE came again: dup_psn is to be acknowledged */
+	uint32_t dup_psn;
 	uint8_t ack_count;
 	uint8_t nak; /* syndrome to send, 0: none; RNR syndromes too, and a last ACK */
 	bool denied; /* a READ was asked for again, at denied_psn, whose memory is closed by now: NAK to send */

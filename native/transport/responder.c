@@ -64,7 +64,7 @@ void mg_resp_flush(struct mg_qp *qp)
 
 	mg_recv_flush(qp);
 	r->job_fill = 0;
-	r->ack_pending = r->denied = false;
+	r->ack_pending = r->dup_pending = r->denied = false;
 	r->nak = 0;
 	r->opcode = MG_RESP_IDLE;
 }
@@ -165,7 +165,7 @@ static void accepted(struct mg_qp *qp, const struct mg_hdrs *h, uint32_t n_psn)
 		r->msn = (r->msn + 1) & MG_PSN_MASK;
 	mg_resp_comm_est(qp);
 	if (h->mask & MG_P_ANSWERED) {
-		r->ack_pending = false; /* its answer acknowledges all that came before */
+		r->ack_pending = r->dup_pending = false; /* its answer acknowledges all that came before */
 	} else {
 		r->ack_psn = h->psn;
 		r->ack_pending |= h->ackreq;
@@ -502,7 +502,7 @@ static void tx_ack(struct mg_qp *qp, uint8_t syndrome, uint32_t psn, struct mg_p
 	struct mg_responder *r = &qp->resp;
 
 	build_ack(qp, syndrome, psn, p);
-	r->ack_pending = r->ack_force = false; /* a NAK acknowledges what came before it */
+	r->ack_pending = r->dup_pending = r->ack_force = false; /* a NAK acknowledges what came before it */
 	r->ack_count = 0;
 }
 
@@ -525,10 +525,15 @@ enum mg_tx_result mg_resp_tx(struct mg_qp *qp, unsigned flags, struct mg_pkt *p)
 		tx_ack(qp, syndrome, syndrome == MG_AETH_ACK ? r->ack_psn : r->epsn, p);
 		return MG_TX_PACKET;
 	}
-	if (!r->ack_pending || !mg_qp_connected(qp))
+	if (!(r->ack_pending || r->dup_pending) || !mg_qp_connected(qp))
 		return MG_TX_NONE;
 	if (flags & MG_TX_LAZY && !r->ack_force && r->ack_count < ACK_BATCH)
 		return MG_TX_HELD;
+	if (r->dup_pending && r->dup_psn != r->ack_psn) {
+		r->dup_pending = false;
+		build_ack(qp, MG_AETH_ACK, r->dup_psn, p);
+		return MG_TX_PACKET;
+	}
 	tx_ack(qp, MG_AETH_ACK, r->ack_psn, p);
 	return MG_TX_PACKET;
 }
