@@ -108,6 +108,7 @@ static void connect_qp(struct side *s, unsigned i)
 	a.dest_qp_num = other(s)->q[0].qpn;
 	a.rq_psn = a.sq_psn = 0xfffffe;
 	a.ah_attr.is_global = 1;
+	a.ah_attr.port_num = 1;
 	a.ah_attr.grh.sgid_index = 1;
 	memcpy(a.ah_attr.grh.dgid.raw, other(s)->addr.gid, 16);
 	FUZZ_CHECK(!mg_qp_modify(s->q[i].qp, w.now, &a, rtr));
