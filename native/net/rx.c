@@ -96,6 +96,11 @@ static bool describe(const struct mg_sock *s, struct msghdr *m, const union sour
 	return have_dst;
 }
 
+static bool rests(const struct mg_net *net)
+{
+	return net->rest.at < net->rest.len;
+}
+
 /* The packets of net->rest; what follows one that runs a receive queue dry is left there. */
 static int take(struct mg_device *dev, mg_time now)
 {
@@ -106,7 +111,7 @@ static int take(struct mg_device *dev, mg_time now)
 
 	memcpy(flow.src, meta->src.gid, 16);
 	memcpy(flow.dst, meta->dst.gid, 16);
-	for (; net->rest.at < net->rest.len; n++) {
+	for (; rests(net); n++) {
 		size_t at = net->rest.at, left = net->rest.len - at;
 		size_t part = left < net->rest.segment ? left : net->rest.segment;
 		bool dry = mg_rx_dry(dev->engine);
@@ -181,7 +186,7 @@ static int receive_groups(struct mg_device *dev, mg_time now)
 			if (net->member[k].own.fd == ev[i].data.fd)
 				n += receive(dev, now, &net->member[k].own);
 		net->mcast_hot = now;
-		if (net->rest.at < net->rest.len)
+		if (rests(net))
 			break;
 	}
 	return n;
@@ -195,11 +200,11 @@ int mg_net_receive(struct mg_device *dev, mg_time now)
 	int n = 0;
 
 	net->looked = now;
-	if (net->rest.at < net->rest.len)
+	if (rests(net))
 		return take(dev, now);
 	if (v4->fd >= 0)
 		n = receive(dev, now, v4);
-	if (net->rest.at < net->rest.len)
+	if (rests(net))
 		return n;
 	/* Each further socket costs a system call per poll: only while it is in use. */
 	cold = ++net->idle_polls >= MG_COLD_POLLS;
@@ -207,7 +212,7 @@ int mg_net_receive(struct mg_device *dev, mg_time now)
 		net->idle_polls = 0;
 	if (v6->fd >= 0 && (v4->fd < 0 || cold || hot(v6->hot, now)))
 		n += receive(dev, now, v6);
-	if (net->rest.at < net->rest.len)
+	if (rests(net))
 		return n;
 	if (atomic_load_explicit(&net->mcast_ep, memory_order_relaxed) >= 0 &&
 	    (cold || hot(net->mcast_hot, now)))

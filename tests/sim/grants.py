@@ -16,8 +16,8 @@ from migroce import dump as dumps
 
 from .pair import Node, Pair
 from .program import InvariantError
-from .records import MS, US, Caps, Link, Reason, S, Sge, Wc, Wr
-from .shared import rough
+from .records import MS, US, Caps, Link, S, Sge, Wc, Wr
+from .shared import rough, turn
 from .verbs import Event, QpState, QpType, SendFlag, WcFlag, WcOpcode, WcStatus, WrOpcode
 from .windows import bind, invalidate
 from .world import Mw, Qp, Srq
@@ -226,15 +226,7 @@ class Grants(Pair):
     def advance(self, until: int) -> None:
         """Let time pass, the programs doing their part."""
         while self.now < until:
-            reason = self.run(until)
-            if reason in (Reason.VIOLATION, Reason.BUDGET):
-                raise InvariantError("engine", self.violation() or "livelock")
-            if reason is Reason.STANDIN:
-                self.standins.answer()
-            wcs = self.wcs()
-            for wc in wcs:
-                self.on_wc(wc)
-            if reason is Reason.QUIET and not wcs:
+            if not turn(self, self.standins, until, self.on_wc):
                 return
 
     def move(self, who: int, pause: int, address: str | None) -> None:

@@ -9,6 +9,7 @@ posted and not used before; and that requests are used in the order they were po
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from migroce import dump as dumps
@@ -65,6 +66,19 @@ class Queue:
     posted: int = 0
     base: int = 0
     used: set[int] = field(default_factory=set)
+
+
+def turn(world: World, standins: StandIns, until: int, on_wc: Callable[[Wc], None]) -> bool:
+    """Run to what happens next and do the programs' part of it; False: nothing more will happen."""
+    reason = world.run(until)
+    if reason in (Reason.VIOLATION, Reason.BUDGET):
+        raise InvariantError("engine", world.violation() or "livelock")
+    if reason is Reason.STANDIN:
+        standins.answer()
+    wcs = world.wcs()
+    for wc in wcs:
+        on_wc(wc)
+    return reason is not Reason.QUIET or bool(wcs)
 
 
 class Shared(World):
@@ -209,15 +223,7 @@ class Shared(World):
             if refill:
                 self.refill()
             self.post()
-            reason = self.run(until)
-            if reason in (Reason.VIOLATION, Reason.BUDGET):
-                raise InvariantError("engine", self.violation() or "livelock")
-            if reason is Reason.STANDIN:
-                self.standins.answer()
-            wcs = self.wcs()
-            for wc in wcs:
-                self.on_wc(wc)
-            if reason is Reason.QUIET and not wcs:
+            if not turn(self, self.standins, until, self.on_wc):
                 return
 
     def move(self, index: int, pause: int, address: str | None) -> None:
