@@ -28,6 +28,22 @@ static struct {
 	bool said; /* why there is no device */
 } the = {.lock = PTHREAD_MUTEX_INITIALIZER, .once = PTHREAD_ONCE_INIT};
 
+/* As mg_device_lock: with it held there is no cancellation. Returns what unlock_the restores. */
+static int lock_the(void)
+{
+	int cancel_state;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
+	pthread_mutex_lock(&the.lock);
+	return cancel_state;
+}
+
+static void unlock_the(int cancel_state)
+{
+	pthread_mutex_unlock(&the.lock);
+	pthread_setcancelstate(cancel_state, NULL);
+}
+
 void mg_say(const char *fmt, ...)
 {
 	char line[512];
@@ -375,10 +391,10 @@ struct mg_device *mg_device_get(void)
 {
 	struct mg_device *dev;
 	pthread_mutexattr_t attr;
-	int ret = 0;
+	int ret = 0, cancel_state;
 
 	pthread_once(&the.once, watch_forks);
-	pthread_mutex_lock(&the.lock);
+	cancel_state = lock_the();
 	dev = the.dev;
 	if (dev) {
 		dev->refs++;
@@ -403,26 +419,14 @@ struct mg_device *mg_device_get(void)
 	}
 	the.dev = dev;
 out:
-	pthread_mutex_unlock(&the.lock);
+	unlock_the(cancel_state);
 	if (!dev)
 		errno = ret;
 	return dev;
 }
 
-void mg_device_put(struct mg_device *dev)
+static void last_put(struct mg_device *dev)
 {
-	pthread_mutex_lock(&the.lock);
-	if (--dev->refs) {
-		pthread_mutex_unlock(&the.lock);
-		return;
-	}
-	if (dev->forked) {
-		/* The parent's thread, memory and peers: nothing here to close. */
-		pthread_mutex_unlock(&the.lock);
-		return;
-	}
-	the.dev = NULL;
-	pthread_mutex_unlock(&the.lock);
 	/* The last acknowledgements, that a peer may be waiting for. */
 	mg_device_lock(dev);
 	mg_cm_farewell(dev->cm, mg_now());
@@ -431,6 +435,19 @@ void mg_device_put(struct mg_device *dev)
 	mg_progress_stop(dev);
 	say_counters(dev);
 	close_device(dev);
+}
+
+void mg_device_put(struct mg_device *dev)
+{
+	/* Until the end: whoever opens the device anew meanwhile needs the port, and a fork finds no half of one. */
+	int cancel_state = lock_the();
+
+	/* In a child's copy there is nothing to close: the thread, the memory and the peers are the parent's. */
+	if (!--dev->refs && !dev->forked) {
+		the.dev = NULL;
+		last_put(dev);
+	}
+	unlock_the(cancel_state);
 }
 
 void mg_device_port(struct mg_device *dev, struct mg_port *port)
@@ -445,9 +462,8 @@ int mg_device_probe(struct mg_port *port)
 {
 	struct mg_port found;
 	struct mg_addr addr;
-	int ret = 0;
+	int ret = 0, cancel_state = lock_the();
 
-	pthread_mutex_lock(&the.lock);
 	if (the.dev)
 		mg_device_port(the.dev, &found);
 	else
@@ -455,7 +471,7 @@ int mg_device_probe(struct mg_port *port)
 	if (ret && !the.said) /* a program would only find that there is no device */
 		say_choose_error(ret);
 	the.said |= ret != 0;
-	pthread_mutex_unlock(&the.lock);
+	unlock_the(cancel_state);
 	if (!ret && port)
 		*port = found;
 	return ret;
@@ -464,12 +480,17 @@ int mg_device_probe(struct mg_port *port)
 /* A program that exits without closing: its peers get the acknowledgements that were held back. */
 __attribute__((destructor)) static void at_exit(void)
 {
-	struct mg_device *dev = the.dev;
+	struct mg_device *dev;
 
-	if (!dev || pthread_mutex_trylock(&dev->lock))
+	/* Another thread may be opening or closing it, or have been ended with its lock held. */
+	if (pthread_mutex_trylock(&the.lock))
 		return;
-	mg_cm_farewell(dev->cm, mg_now());
-	mg_net_flush(dev, 0);
-	say_counters(dev);
-	pthread_mutex_unlock(&dev->lock);
+	dev = the.dev;
+	if (dev && !pthread_mutex_trylock(&dev->lock)) {
+		mg_cm_farewell(dev->cm, mg_now());
+		mg_net_flush(dev, 0);
+		say_counters(dev);
+		pthread_mutex_unlock(&dev->lock);
+	}
+	pthread_mutex_unlock(&the.lock);
 }

@@ -67,6 +67,7 @@ struct mg_device {
 	pthread_t thread;
 	_Atomic bool quit;
 	_Atomic bool lock_wanted; /* the progress thread has to stop or resume: let it in */
+	int cancel_state;	  /* of who has the lock: as it was before */
 	bool forked;		  /* a child's copy: its sockets are closed, nothing works on it */
 	int wake_fd;		  /* eventfd to wake the progress thread */
 };
@@ -105,16 +106,27 @@ int mg_device_service(struct mg_device *dev, uint32_t service, bool on);
 
 void mg_device_let_in(struct mg_device *dev); /* give way to the progress thread, for a moment */
 
+/*
+ * Whoever has the lock cannot be cancelled: it makes system calls that are cancellation points, and a thread
+ * that ended there would leave the device locked for ever.
+ */
 static inline void mg_device_lock(struct mg_device *dev)
 {
+	int cancel_state;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
 	/* A spinning poller would take the mutex again before the woken waiter is there. */
 	if (__builtin_expect(atomic_load_explicit(&dev->lock_wanted, memory_order_relaxed), 0))
 		mg_device_let_in(dev);
 	pthread_mutex_lock(&dev->lock);
+	dev->cancel_state = cancel_state;
 }
 static inline void mg_device_unlock(struct mg_device *dev)
 {
+	int cancel_state = dev->cancel_state;
+
 	pthread_mutex_unlock(&dev->lock);
+	pthread_setcancelstate(cancel_state, NULL);
 }
 
 mg_time mg_now(void); /* CLOCK_MONOTONIC, ns */

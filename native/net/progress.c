@@ -50,11 +50,12 @@ void mg_device_let_in(struct mg_device *dev)
 
 void mg_progress_lock(struct mg_device *dev)
 {
-	if (!pthread_mutex_trylock(&dev->lock))
-		return;
-	atomic_store_explicit(&dev->lock_wanted, true, memory_order_relaxed);
-	pthread_mutex_lock(&dev->lock);
-	atomic_store_explicit(&dev->lock_wanted, false, memory_order_relaxed);
+	if (pthread_mutex_trylock(&dev->lock)) {
+		atomic_store_explicit(&dev->lock_wanted, true, memory_order_relaxed);
+		pthread_mutex_lock(&dev->lock);
+		atomic_store_explicit(&dev->lock_wanted, false, memory_order_relaxed);
+	}
+	dev->cancel_state = PTHREAD_CANCEL_DISABLE; /* nobody has a handle to cancel this thread by */
 }
 
 void mg_progress_wake(struct mg_device *dev)

@@ -246,9 +246,11 @@ static void wait_for_packet(struct mg_device *dev, mg_time now)
 {
 	const struct timespec wait = {.tv_nsec = MG_RELAX_NS};
 	struct pollfd fd[MG_FAMILIES + 1];
+	int ep, cancel_state;
 	nfds_t n = 0;
-	int ep;
 
+	/* Polling is no cancellation point elsewhere, and the caller may have locks of its own. */
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_state);
 	mg_device_lock(dev);
 	for (int i = 0; i < MG_FAMILIES; i++)
 		if (dev->net->sock[i].fd >= 0)
@@ -260,6 +262,7 @@ static void wait_for_packet(struct mg_device *dev, mg_time now)
 	mg_note_poll(dev, now + MG_RELAX_NS);
 	mg_device_unlock(dev);
 	ppoll(fd, n, &wait, NULL);
+	pthread_setcancelstate(cancel_state, NULL);
 }
 
 /* One more poll in vain; true once that has become a habit. */

@@ -151,17 +151,67 @@ static void *open_and_close(void *arg)
 	return NULL;
 }
 
+/* The last one to close gives the port up before the next one wants it. */
 static void opening_and_closing_from_several_threads(void)
 {
-	struct ibv_context *ctx = tv_open(); /* keeps the device: no port to lose in between */
 	pthread_t t[THREADS];
 
 	for (int i = 0; i < THREADS; i++)
 		CHECK_EQ(pthread_create(&t[i], NULL, open_and_close, NULL), 0);
 	for (int i = 0; i < THREADS; i++)
 		pthread_join(t[i], NULL);
-	CHECK_EQ(ibv_close_device(ctx), 0);
+}
+
+static void *poll_for_ever(void *arg)
+{
+	struct ibv_wc wc;
+
+	(void)arg;
+	for (;;) {
+		CHECK_EQ(ibv_poll_cq(b.scq, 1, &wc), 0);
+		pthread_testcancel();
+	}
+	return NULL;
+}
+
+static void *post_for_ever(void *arg)
+{
+	struct ibv_sge sge;
+	struct ibv_wc wc;
+
+	(void)arg;
+	for (;;) {
+		struct ibv_send_wr wr = tv_wr(&a, IBV_WR_RDMA_WRITE, 1, &sge, 0, 100);
+
+		wr.wr.rdma.remote_addr = (uintptr_t)b.buf;
+		wr.wr.rdma.rkey = b.mr->rkey;
+		if (!tv_post(&a, &wr))
+			while (!ibv_poll_cq(a.scq, 1, &wc))
+				pthread_testcancel();
+	}
+	return NULL;
+}
+
+/* As rping and other programs end their threads: posting and polling are no cancellation points, nor is the lock kept. */
+static void a_cancelled_thread_leaves_the_device_usable(void)
+{
+	void *(*const body[])(void *) = {poll_for_ever, post_for_ever};
+
+	tv_pair(&a, &b, &(struct tv_opt){0});
+	for (int i = 0; i < 50; i++) {
+		struct ibv_wc wc;
+		pthread_t t;
+		void *end;
+
+		CHECK_EQ(pthread_create(&t, NULL, body[i % 2], NULL), 0);
+		for (int k = 0; k < 20; k++)
+			CHECK_EQ(ibv_poll_cq(b.rcq, 1, &wc), 0);
+		CHECK_EQ(pthread_cancel(t), 0);
+		CHECK_EQ(pthread_join(t, &end), 0);
+		CHECK(end == PTHREAD_CANCELED);
+	}
+	tv_pair_close(&a, &b);
 }
 
 TV_MAIN(T(threads_with_qps_of_their_own), T(threads_that_share_a_qp), T(a_sleeping_receiver_misses_nothing),
-	T(opening_and_closing_from_several_threads))
+	T(opening_and_closing_from_several_threads), T(a_cancelled_thread_leaves_the_device_usable))
