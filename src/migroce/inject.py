@@ -55,7 +55,7 @@ def edit(bundle: Path, config: dict[str, Any], directory: Path, *, restored: boo
             "destination": RUN_DIR,
             "type": "bind",
             "source": str(directory),
-            "options": ["bind", "rw", "nosuid", "nodev"],
+            "options": ["bind", "ro", "nosuid", "nodev"],
         }
     )
     write_json(bundle / "config.json", config)

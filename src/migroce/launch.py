@@ -28,7 +28,7 @@ from migroce.errors import MigroceError
 IDLE_EXIT = 60.0
 """Seconds after which an agent that nobody uses ends."""
 
-_START_DEADLINE = 10.0  # seconds an agent gets to listen
+_START_DEADLINE = 30.0  # seconds an agent gets to listen: a crowded machine needs some
 
 
 def environment(base: Mapping[str, str], agent: Path | None, overrides: Mapping[str, str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ import pytest
 
 from migroce import control as c
 from migroce.agent.client import AgentError
+from migroce.agent.unix import bind_unix
 
 from .rawlib import RawLib
 from .rig import Agent, Fake, Wires, eventually
@@ -268,3 +269,24 @@ def test_an_endless_admin_line_ends_the_connection(agent: Agent, witness: Callab
 def test_the_admin_socket_is_for_its_owner(agent: Agent) -> None:
     assert (agent.run_dir / "admin.sock").stat().st_mode & 0o777 == 0o600
     assert (agent.run_dir / "agent.sock").stat().st_mode & 0o777 == 0o666
+
+
+def test_making_a_socket_changes_no_file_that_a_link_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container could put a link in the socket's place once it is there, while its mode is still to be set."""
+    secret, where = tmp_path / "shadow", tmp_path / "c"
+    secret.write_text("x")
+    secret.chmod(0o600)
+    where.mkdir()
+    bind = socket.socket.bind
+
+    def outrun(sock: socket.socket, address: str) -> None:
+        bind(sock, address)
+        Path(address).unlink()
+        Path(address).symlink_to(secret)
+
+    monkeypatch.setattr(socket.socket, "bind", outrun)
+    bind_unix(where / "agent.sock", socket.SOCK_SEQPACKET, 0o666).close()
+    assert (where / "agent.sock").is_symlink()
+    assert secret.stat().st_mode & 0o777 == 0o600

@@ -231,6 +231,58 @@ def test_a_file_that_vanishes_while_it_is_sent_is_left_out(tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["stays"]
 
 
+def test_a_container_that_runs_cannot_send_files_of_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It puts links, and a FIFO, where there was something else, after that has been looked at."""
+    root, node, out = tmp_path / "in", tmp_path / "node", tmp_path / "out"
+    for path in (root / "d", root / "e" / "deep", node / "deep", out):
+        path.mkdir(parents=True)
+    for name in ("d/f", "e/deep/f", "fifo", "link"):
+        (root / name).write_text("the container's")
+    for name in ("f", "deep/f"):
+        (node / name).write_text("the node's")
+    before = tree.scan(root)
+
+    def swap(path: Path) -> None:
+        if path.is_symlink() or path.is_fifo():
+            path.unlink()
+            path.with_name(f"{path.name}~").rename(path)
+        else:
+            path.rename(path.with_name(f"{path.name}~"))
+            if path.name == "fifo":
+                os.mkfifo(path)
+            else:
+                path.symlink_to(node / "f" if path.name == "link" else node)
+
+    send, _ = tree.changes(None, before)
+    swap(root / "d")
+    swap(root / "e")
+    assert not {"d/f", "e/deep", "e/deep/f"} & tree.scan(root).entries.keys()
+    swap(root / "d")
+    gettarinfo = tarfile.TarFile.gettarinfo
+
+    def too_late(tar: tarfile.TarFile, name: str, arcname: str) -> tarfile.TarInfo:
+        """Even what has just been looked at is another one when it is opened."""
+        info = gettarinfo(tar, name, arcname=arcname)
+        if arcname in ("d", "fifo", "link"):
+            swap(root / arcname)
+        return info
+
+    monkeypatch.setattr(tarfile.TarFile, "gettarinfo", too_late)
+    stream, missed = io.BytesIO(), set[str]()
+    tree.pack(root, send, stream, missed)
+    monkeypatch.undo()
+    assert missed == {"d/f", "e/deep", "e/deep/f", "fifo", "link"}
+    assert b"the node's" not in stream.getvalue()
+    for name in ("d", "e", "fifo", "link"):
+        swap(root / name)
+    stream.seek(0)
+    tree.unpack(out, stream)
+    _copy(root, out, before.without(missed))  # stopped now: what was missed comes, changed or not
+    assert _picture(os.fsencode(out)) == _picture(os.fsencode(root))
+
+
 def _scan(taken: int, **entries: tree.Entry) -> tree.Scan:
     return tree.Scan(entries, taken)
 

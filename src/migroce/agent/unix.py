@@ -25,15 +25,28 @@ def short_path(path: Path) -> Iterator[str]:
         os.close(fd)
 
 
+@contextlib.contextmanager
+def _no_umask() -> Iterator[None]:
+    before = os.umask(0)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def bind_unix(path: Path, kind: int, mode: int) -> socket.socket:
-    """A listening unix socket in place of whatever file is there, ready once it is seen. Raises OSError."""
+    """A listening unix socket in place of whatever file is there, ready once it is seen. Raises OSError.
+
+    The directory may be one that a container writes to: the file is made with its mode, as changing it
+    afterwards would go to wherever a link leads that has been put in its place.
+    """
     early = path.with_name(f".{path.name}")
     sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         early.unlink(missing_ok=True)
-        with short_path(early) as short:
+        os.fchmod(sock.fileno(), mode)  # what bind(2) gives the file, less the umask
+        with short_path(early) as short, _no_umask():
             sock.bind(short)
-        early.chmod(mode)
         sock.listen(_BACKLOG)
         early.rename(path)
     except BaseException:

@@ -75,7 +75,7 @@ def _mounts(dev: Path, agent_dir: Path | None) -> list[dict[str, Any]]:
         mount("/sys", "sysfs", *plain, "ro"),
     ]
     if agent_dir is not None:
-        found.append(mount(RUN_DIR, "bind", "bind", "rw", "nosuid", "nodev", source=str(agent_dir)))
+        found.append(mount(RUN_DIR, "bind", "bind", "ro", "nosuid", "nodev", source=str(agent_dir)))
     return found
 
 

@@ -168,10 +168,12 @@ class DockerSource(SourceSide):
         now = tree.scan(root, self.found["State"]["Pid"] or None)
         name = what.removesuffix("-rest")
         send, gone = tree.changes(self._scans.get(name), now)
-        self._scans[name] = now
+        missed: set[str] = set()
         streams.send_record(sock, {"what": what, "remove": gone})
         with streams.writer(sock) as target:
-            return tree.pack(root, send, target)
+            total = tree.pack(root, send, target, missed)
+        self._scans[name] = now.without(missed)
+        return total
 
     def _send_log(self, sock: socket.socket) -> int:
         """What `docker logs` shows, if it is kept in a file."""

@@ -281,10 +281,12 @@ class SourceSide:
         root, _ = self._layer()
         now = tree.scan(root, self.engine.info(self.container).pid)
         send, gone = tree.changes(self._before, now)
-        self._before = now
+        missed: set[str] = set()
         streams.send_record(sock, {"what": what, "remove": gone})
         with streams.writer(sock) as target:
-            return tree.pack(root, send, target)
+            total = tree.pack(root, send, target, missed)
+        self._before = now.without(missed)
+        return total
 
     def _send_shm(self, sock: socket.socket) -> int:
         streams.send_record(sock, {"what": "shm", "remove": []})

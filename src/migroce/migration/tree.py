@@ -4,20 +4,25 @@
 Tar in the PAX format as GNU tar and podman write it: owners by number, times to the nanosecond, extended
 attributes (also trusted.overlay.*), whiteouts (character devices 0:0), hard links. Unix sockets are left
 out: CRIU makes them again.
+
+The tree is a container's that may still run, and put a symbolic link where a directory was: each is opened
+from the one above it and none through a link, or files of the node's would go along.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
 import os
 import shutil
 import stat
 import tarfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from migroce import urgency
 
@@ -26,6 +31,9 @@ _RACY_NS = 50_000_000
 """A change this close to a scan may have the same time stamp as the scan saw."""
 _CHUNK = 1 << 20
 _HOLE = 1 << 16
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
+"""Of an entry that is there no more, or is another kind of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,11 @@ class Scan:
         """Size of all regular files."""
         return sum(entry.size for entry in self.entries.values() if stat.S_ISREG(entry.mode))
 
+    def without(self, names: Collection[str]) -> Scan:
+        """The same, as if `names` had not been there."""
+        left = {name: entry for name, entry in self.entries.items() if name not in names}
+        return dataclasses.replace(self, entries=left) if names else self
+
 
 def scan(root: Path, pid: int | None = None) -> Scan:
     """Look at every entry below `root`, following nothing, and what `pid` and its children have mapped of it.
@@ -61,18 +74,63 @@ def scan(root: Path, pid: int | None = None) -> Scan:
     taken = time.time_ns()
     mapped = frozenset() if pid is None else _mapped(pid)
     entries: dict[str, Entry] = {".": _entry(os.lstat(root))}
-    todo = [""]
-    while todo:
-        prefix = todo.pop()
-        with contextlib.suppress(FileNotFoundError), os.scandir(root / prefix) as listing:
-            for item in listing:
-                with contextlib.suppress(FileNotFoundError):
-                    info = item.stat(follow_symlinks=False)
-                    name = f"{prefix}{item.name}"
-                    entries[name] = _entry(info)
+    with _Directories(root) as directories:
+        todo = [""]
+        while todo:
+            prefix = todo.pop()
+            with _unless_vanished():
+                for name, info in directories.listing(prefix):
+                    entries[prefix + name] = _entry(info)
                     if stat.S_ISDIR(info.st_mode):
-                        todo.append(name + "/")
+                        todo.append(f"{prefix}{name}/")
     return Scan(entries, taken, mapped)
+
+
+@contextlib.contextmanager
+def _unless_vanished() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in _VANISHED:
+            raise
+
+
+class _Directories:
+    """Those below `root`, opened step by step; the way to the last one stays open, as the next is near it."""
+
+    def __init__(self, root: Path) -> None:
+        self._way = [("", os.open(root, _DIRECTORY))]
+
+    def at(self, prefix: str) -> int:
+        """The descriptor of the directory whose entries have `prefix` before their name. Raises OSError."""
+        while not prefix.startswith(self._way[-1][0]):
+            os.close(self._way.pop()[1])
+        for name in prefix[len(self._way[-1][0]) :].split("/")[:-1]:
+            above, directory = self._way[-1]
+            inner = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+            self._way.append((f"{above}{name}/", inner))
+        return self._way[-1][1]
+
+    def listing(self, prefix: str) -> list[tuple[str, os.stat_result]]:
+        """The entries of that directory. Raises OSError."""
+        found = []
+        with os.scandir(self.at(prefix)) as entries:
+            for each in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    found.append((each.name, each.stat(follow_symlinks=False)))
+        return found
+
+    def path(self, name: str) -> str:
+        """A path of the entry `name` that stays right whatever its parents become. Raises OSError."""
+        prefix, slash, last = name.rpartition("/")
+        return f"/proc/self/fd/{self.at(prefix + slash)}/{last}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _prefix, directory in self._way:
+            os.close(directory)
 
 
 def _mapped(pid: int) -> frozenset[int]:
@@ -109,19 +167,29 @@ def changes(before: Scan | None, now: Scan) -> tuple[list[str], list[str]]:
     return sorted(send), sorted(gone, reverse=True)
 
 
-def pack(root: Path, names: Iterable[str], target: IO[bytes]) -> int:
-    """Write the entries `names` of `root` to `target` as tar; bytes of content. Raises OSError."""
+def pack(root: Path, names: Iterable[str], target: IO[bytes], missed: set[str] | None = None) -> int:
+    """Write the entries `names` of `root` to `target` as tar; bytes of content. Raises OSError.
+
+    `missed` gets those that were not there: the container is still running.
+    """
     total = 0
     # Errors of file names that are no UTF-8 do not exist: tar takes them as they are.
-    with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_CHUNK) as tar:
+    with (
+        tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_CHUNK) as tar,
+        _Directories(root) as directories,
+    ):
         for name in names:
-            with contextlib.suppress(FileNotFoundError):  # the container is still running and has removed it
-                total += _pack_one(tar, root / name, name)
+            there = False
+            with _unless_vanished():
+                total += _pack_one(tar, directories.path(name), name)
+                there = True
+            if not there and missed is not None:
+                missed.add(name)
     return total
 
 
-def _pack_one(tar: tarfile.TarFile, path: Path, name: str) -> int:
-    info = tar.gettarinfo(str(path), arcname=name)
+def _pack_one(tar: tarfile.TarFile, path: str, name: str) -> int:
+    info = tar.gettarinfo(path, arcname=name)
     if _nothing(info):
         return 0  # a socket
     info.name = name
@@ -131,10 +199,19 @@ def _pack_one(tar: tarfile.TarFile, path: Path, name: str) -> int:
     if not info.isreg():
         tar.addfile(info)
         return 0
-    with path.open("rb") as source:
+    with open(path, "rb", opener=_open_regular) as source:
         # It may change its size while it is read; a tar member has the size that was promised.
         tar.addfile(info, _Padded(source, info.size))
     return info.size
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a file unless it has become a link or something that is waited for (a FIFO)."""
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, "it is no file any more", path)
+    return fd
 
 
 def _nothing(info: tarfile.TarInfo | None) -> bool:
@@ -157,7 +234,7 @@ class _Padded:
         return data
 
 
-def _xattrs(path: Path) -> dict[str, str]:
+def _xattrs(path: str) -> dict[str, str]:
     found = {}
     with contextlib.suppress(OSError):
         for name in os.listxattr(path, follow_symlinks=False):
