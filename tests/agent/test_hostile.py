@@ -274,7 +274,7 @@ def test_the_admin_socket_is_for_its_owner(agent: Agent) -> None:
 def test_making_a_socket_changes_no_file_that_a_link_leads_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A container could put a link in the socket's place once it is there, while its mode is still to be set."""
+    """A container could put a link in the socket's place while its mode is still to be set."""
     secret, where = tmp_path / "shadow", tmp_path / "c"
     secret.write_text("x")
     secret.chmod(0o600)

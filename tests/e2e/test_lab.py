@@ -134,7 +134,7 @@ def test_exec_runs_in_nodes_and_in_containers(name: str) -> None:
         assert "192.168.77.3/24" in output("node-c", "ip", "-o", "-4", "addr")
         assert "10.0.1.9/24" in output(box.name, "ip", "-o", "-4", "addr")
         assert output(box.name, "hostname").strip() == box.name
-        # What the agent has for it is on a file system of the node's: nothing that a container may fill or change.
+        # It is a directory of the node's /run: nothing for a container to fill or change.
         assert "Read-only" in output(box.name, "sh", "-c", "touch /run/migroce/x 2>&1; true")
         with pytest.raises(MigroceError, match="no node or container"):
             lab.command("nobody", ["true"])
