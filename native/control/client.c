@@ -391,6 +391,7 @@ static void resume_now(struct mg_device *dev, const struct mg_ctl_welcome *w, co
 		/* Marks of another machine's clock. */
 		atomic_store(&dev->last_poll, 0);
 		mg_watch_moved(dev, &port);
+		mg_ports_resumed(dev);
 		mg_resume(dev->engine, now, &addr);
 		/* The dump told of the groups; one that cannot be joined here is a silent one. */
 		(void)mg_net_mcast_sync(dev);

@@ -15,6 +15,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+struct mg_ports;
 struct mg_net;	   /* net/udp.c: sockets, GSO/GRO, batches */
 struct mg_control; /* control/: link to the agent */
 struct mg_cm;	   /* cm/: the connection manager */
@@ -103,6 +104,25 @@ void mg_device_put(struct mg_device *dev); /* the last put closes thread, socket
 
 /* Lock held. Listen on a service, or no more; the agent is told. ENOSPC: too many. */
 int mg_device_service(struct mg_device *dev, uint32_t service, bool on);
+
+/* A port of rdma_cm's, as an id is bound to it. */
+struct mg_claim {
+	uint8_t space; /* the port space, 0 to 3 */
+	uint16_t port;
+	bool v6;
+	bool only;	     /* beside the other family's: IPv4, or RDMA_OPTION_ID_AFONLY */
+	bool shared;	     /* with others that share it, too: RDMA_OPTION_ID_REUSEADDR, not listening */
+	struct mg_addr addr; /* all zero: any */
+};
+/*
+ * Lock held. Take a port, in this process and among those behind the same address of the network namespace.
+ * 0, ENOMEM, or as the kernel: EADDRINUSE the address has it, EADDRNOTAVAIL one of the two is for any address.
+ */
+int mg_port_claim(struct mg_device *dev, const struct mg_claim *c);
+/* Lock held. What an id has becomes another claim on the same port; `check`: if that may be had (errors as above). */
+int mg_port_change(struct mg_device *dev, const struct mg_claim *had, const struct mg_claim *want,
+		   bool check);
+void mg_port_unclaim(struct mg_device *dev, const struct mg_claim *c); /* lock held */
 
 void mg_device_let_in(struct mg_device *dev); /* give way to the progress thread, for a moment */
 

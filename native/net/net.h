@@ -82,6 +82,7 @@ struct mg_net {
 	struct mg_sock sock[MG_FAMILIES];
 	struct mg_member member[MG_MAX_MCAST];
 	unsigned n_member;
+	struct mg_ports *ports;
 	int watch; /* rtnetlink: what happens to the interface; -1: none */
 	_Atomic mg_time
 		settle; /* until then a port that is down after a move still counts as it was; 0: no such */
@@ -165,6 +166,13 @@ static inline bool mg_net_open(const struct mg_net *net)
 {
 	return net->sock[MG_V4].fd >= 0 || net->sock[MG_V6].fd >= 0;
 }
+
+/* ---- ports.c (mg_port_claim is in device.h) ------------------------------------------------------ */
+
+struct mg_ports *mg_ports_new(void);
+void mg_ports_free(struct mg_ports *p);
+void mg_ports_close(struct mg_ports *p);      /* others do not see our ports any more */
+void mg_ports_resumed(struct mg_device *dev); /* lock held: after a stop they do again */
 
 /* ---- watch.c (mg_watch_run is in device.h) ------------------------------------------------------ */
 

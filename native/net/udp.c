@@ -152,6 +152,11 @@ struct mg_net *mg_net_new(void)
 	for (int i = 0; i < MG_FAMILIES; i++)
 		net->sock[i].fd = -1;
 	net->watch = -1;
+	net->ports = mg_ports_new();
+	if (!net->ports) {
+		free(net);
+		return NULL;
+	}
 	atomic_init(&net->mcast_ep, -1);
 	return net;
 }
@@ -161,6 +166,7 @@ void mg_net_free(struct mg_net *net)
 	if (!net)
 		return;
 	mg_net_close(net);
+	mg_ports_free(net->ports);
 	free(net);
 }
 
@@ -168,6 +174,7 @@ void mg_net_close(struct mg_net *net)
 {
 	mg_net_mcast_close(net);
 	mg_watch_close(net);
+	mg_ports_close(net->ports);
 	net->rest.at = net->rest.len;
 	for (int i = 0; i < MG_FAMILIES; i++) {
 		if (net->sock[i].fd >= 0)

@@ -9,13 +9,9 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-/*
- * Ports that nobody asked for by number, 32768 to 60999 as Linux has them: each of the 64 slots behind
- * an address draws from a share of its own, so processes need not ask each other.
- */
+/* Ports that nobody asked for by number: 32768 to 60999, as Linux has them. */
 #define PORT_FIRST 32768u
 #define PORT_COUNT 28224u
-#define PORT_SHARE (PORT_COUNT / 64u)
 
 bool mgc_gid_of(const struct sockaddr *sa, struct mg_addr *gid)
 {
@@ -161,49 +157,61 @@ MGC_EXPORT __be16 rdma_get_dst_port(struct rdma_cm_id *ib)
 
 /* ---- bind --------------------------------------------------------------------------------------------------- */
 
-/* Lock held. Whether another id of ours stands in the way. */
-static bool port_taken(const struct mgc_id *id, const struct sockaddr *sa, uint16_t port)
+/* IPv4 keeps to itself unless told otherwise, IPv6 does not. */
+static struct mg_claim claim_of(const struct mgc_id *id, const struct sockaddr *sa, bool shared)
 {
-	for (struct mgv_list *l = mgc_ids.next; l != &mgc_ids; l = l->next) {
-		const struct mgc_id *o = mgv_container(l, struct mgc_id, link);
-		const struct sockaddr *have = &o->ib.route.addr.src_addr;
-		struct mg_addr a, b;
+	struct mg_claim c = {.space = mgc_is_ud(id),
+			     .port = mgc_port(sa),
+			     .v6 = sa->sa_family == AF_INET6,
+			     .only = id->only_set ? id->only : sa->sa_family == AF_INET,
+			     .shared = shared};
 
-		if (o == id || o->passive || o->ib.ps != id->ib.ps || mgc_port(have) != port)
-			continue;
-		if (o->reuse && id->reuse && o->state != MGC_LISTEN)
-			continue;
-		if (have->sa_family != sa->sa_family) {
-			/* IPv4 beside IPv6: apart when the IPv6 one keeps to itself */
-			const struct mgc_id *six = have->sa_family == AF_INET6 ? o : id;
-			const struct sockaddr *s6 = six == o ? have : sa;
-
-			if (six->v6_only || !mgc_any(s6))
-				continue;
-			return true;
-		}
-		if (mgc_any(have) || mgc_any(sa))
-			return true;
-		if (mgc_gid_of(have, &a) && mgc_gid_of(sa, &b) && !memcmp(&a, &b, sizeof(a)))
-			return true;
-	}
-	return false;
+	if (!mgc_any(sa))
+		mgc_gid_of(sa, &c.addr);
+	return c;
 }
 
-/* Lock held. */
+static int claim(struct mgc_id *id, const struct sockaddr *sa, bool shared)
+{
+	int err;
+
+	id->claim = claim_of(id, sa, shared);
+	err = mg_port_claim(id->dev, &id->claim);
+	id->claimed = !err;
+	return err;
+}
+
+int mgc_reclaim(struct mgc_id *id, bool listens)
+{
+	struct mg_claim want = claim_of(id, &id->ib.route.addr.src_addr, id->reuse && !listens);
+	int err = id->claimed ? mg_port_change(id->dev, &id->claim, &want, listens) : 0;
+
+	if (!err)
+		id->claim = want;
+	return err;
+}
+
+void mgc_unclaim(struct mgc_id *id)
+{
+	if (id->claimed)
+		mg_port_unclaim(id->dev, &id->claim);
+	id->claimed = false;
+}
+
+/* Lock held. A port that nobody asked for by number is not shared. */
 static int pick_port(struct mgc_id *id, struct sockaddr *sa)
 {
-	uint32_t slot = id->dev->cm_slot & 63u, r;
-	uint16_t port;
+	uint32_t r;
 
 	if (getrandom(&r, sizeof(r), 0) != sizeof(r))
 		return EIO;
-	for (uint32_t i = 0; i < PORT_SHARE; i++) {
-		port = (uint16_t)(PORT_FIRST + slot * PORT_SHARE + (r + i) % PORT_SHARE);
-		if (!port_taken(id, sa, port)) {
-			mgc_set_port(sa, port);
-			return 0;
-		}
+	for (uint32_t i = 0; i < PORT_COUNT; i++) {
+		int err;
+
+		mgc_set_port(sa, (uint16_t)(PORT_FIRST + (r + i) % PORT_COUNT));
+		err = claim(id, sa, false);
+		if (err != EADDRINUSE && err != EADDRNOTAVAIL)
+			return err;
 	}
 	return EADDRNOTAVAIL;
 }
@@ -235,10 +243,11 @@ static int bind_id(struct mgc_id *id, const struct sockaddr *addr)
 	if (!mgc_port(addr))
 		err = pick_port(id, (struct sockaddr *)&sa);
 	else
-		err = port_taken(id, (struct sockaddr *)&sa, mgc_port(addr)) ? EADDRINUSE : 0;
+		err = claim(id, (struct sockaddr *)&sa, id->reuse);
 	if (!err) {
 		memcpy(&id->ib.route.addr.src_storage, &sa, sizeof(sa));
 		id->state = MGC_BOUND;
+		mgc_reclaim(id, false); /* a port just picked may be shared from now on */
 	}
 	mg_device_unlock(id->dev);
 	return err;
@@ -327,6 +336,7 @@ MGC_EXPORT int rdma_resolve_addr(struct rdma_cm_id *ib, struct sockaddr *src, st
 		memcpy(&ib->route.addr.src_storage, &from, sizeof(from));
 		memcpy(&ib->route.addr.dst_storage, &to, sizeof(to));
 		id->state = MGC_ADDR;
+		mgc_reclaim(id, false);
 	}
 	mgc_post(id, err ? RDMA_CM_EVENT_ADDR_ERROR : RDMA_CM_EVENT_ADDR_RESOLVED, -err);
 	mg_device_unlock(id->dev);
@@ -405,12 +415,14 @@ MGC_EXPORT int rdma_listen(struct rdma_cm_id *ib, int backlog)
 	sa = &ib->route.addr.src_addr;
 	service = (mgc_is_ud(id) ? MG_IP_PREFIX_UDP : MG_IP_PREFIX_TCP) | mgc_port(sa);
 	mg_device_lock(id->dev);
-	err = mgc_conn(id);
+	err = mgc_reclaim(id, true);
+	if (!err)
+		err = mgc_conn(id);
 	if (!err) {
 		if (!mgc_any(sa))
 			mgc_gid_of(sa, &bound);
 		id->conn->v4_only = sa->sa_family == AF_INET;
-		id->conn->v6_only = sa->sa_family == AF_INET6 && id->v6_only;
+		id->conn->v6_only = sa->sa_family == AF_INET6 && id->only;
 		err = mg_cm_listen(id->conn, service, &bound);
 	}
 	if (!err)

@@ -221,6 +221,7 @@ static void wait_acks(struct mgc_id *id)
 static void detach(struct mgc_id *id)
 {
 	mgc_withdraw(id);
+	mgc_unclaim(id);
 	if (id->listed)
 		mg_device_service(id->dev, (uint32_t)id->conn->service_id, false);
 	if (id->conn)

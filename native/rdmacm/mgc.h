@@ -101,8 +101,11 @@ struct mgc_id {
 	struct mgv_list link; /* in mgc_ids */
 	struct mg_cm_conn *conn;
 	enum mgc_state state;
-	bool reuse, v6_only, v6_only_set;
-	bool listed; /* the agent knows of our port */
+	bool reuse;
+	bool only, only_set; /* RDMA_OPTION_ID_AFONLY */
+	struct mg_claim claim;
+	bool claimed; /* `claim` is ours */
+	bool listed;  /* the agent knows of our port */
 	uint8_t tos, ack_timeout;
 	bool passive;
 	/* listening */
@@ -174,6 +177,12 @@ socklen_t mgc_len(const struct sockaddr *sa); /* 0: a family that is none of our
 /* The index of an address of ours in the GID table, or MGC_NO_GID. */
 #define MGC_NO_GID 0xffu
 unsigned mgc_gid_index(struct mg_device *dev, const struct mg_addr *gid);
+/*
+ * Lock held: what the id is bound to, or its options, have changed. `listens`: it is to listen, which wants the
+ * port for itself; EADDRINUSE, EADDRNOTAVAIL.
+ */
+int mgc_reclaim(struct mgc_id *id, bool listens);
+void mgc_unclaim(struct mgc_id *id);
 /* Lock held: how an event says to send datagrams from `own` to `dst`. */
 struct ibv_ah_attr mgc_ah_attr(const struct mgc_id *id, const struct mg_addr *own, const struct mg_addr *dst);
 

@@ -27,10 +27,15 @@ static int set_id_option(struct mgc_id *id, int name, const void *val, size_t le
 		if (id->state != MGC_IDLE &&
 		    (name == RDMA_OPTION_ID_AFONLY ? id->state != MGC_BOUND : !on || id->state == MGC_LISTEN))
 			return EINVAL;
-		if (name == RDMA_OPTION_ID_REUSEADDR)
+		if (name == RDMA_OPTION_ID_REUSEADDR) {
 			id->reuse = on != 0;
-		else
-			id->v6_only = on != 0;
+		} else {
+			id->only = on != 0;
+			id->only_set = true;
+		}
+		mg_device_lock(id->dev);
+		mgc_reclaim(id, false);
+		mg_device_unlock(id->dev);
 		return 0;
 	default: return ENOSYS;
 	}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cm_programs import CmPair, Preload
 
 from migroce import paths
 
+SRC = Path(__file__).resolve().parents[2] / "src"
 CM = Path(__file__).resolve().parents[2] / "native" / "cm"
 
 
@@ -42,3 +44,25 @@ def pair() -> Iterator[CmPair]:
         yield made
     finally:
         made.down()
+
+
+@pytest.fixture(scope="module")
+def agents(pair: CmPair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
+    """An agent in each; their sockets."""
+    running, sockets = [], []
+    for name in pair.names():
+        ready, told = os.pipe()
+        run_dir = tmp_path_factory.mktemp("agent")
+        argv = ["nsenter", f"--net=/run/netns/{name}", sys.executable, "-m", "migroce.agent",
+                "--run-dir", str(run_dir), "--ready-fd", str(told)]  # fmt: skip
+        running.append(subprocess.Popen(argv, pass_fds=[told], env=os.environ | {"PYTHONPATH": str(SRC)}))
+        os.close(told)
+        assert os.read(ready, 16)
+        os.close(ready)
+        sockets.append(run_dir / "agent.sock")
+    try:
+        yield sockets
+    finally:
+        for agent in running:
+            agent.terminate()
+            agent.wait(60)

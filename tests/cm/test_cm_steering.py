@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,6 @@ from cm_programs import ADDRESSES, CmPair, command, finish_within, own_race
 
 from migroce.agent.sockets import Insn, steering
 
-SRC = Path(__file__).resolve().parents[2] / "src"
 TCP, UDP = 0x01060000, 0x01110000
 PORTS = (7001, 7002, 7003)
 
@@ -77,28 +73,6 @@ def test_datagrams_and_data_reach_their_process(index_of: dict[int, int]) -> Non
         data = bytearray(64)
         data[4:8] = bytes([0x01, slot << 2, 0, 9])
         assert interpret(program, bytes(data)) == index
-
-
-@pytest.fixture
-def agents(pair: CmPair, tmp_path: Path) -> Iterator[list[Path]]:
-    """An agent in each; their sockets."""
-    running, sockets = [], []
-    for end, name in enumerate(pair.names()):
-        ready, told = os.pipe()
-        run_dir = tmp_path / str(end)
-        argv = ["nsenter", f"--net=/run/netns/{name}", sys.executable, "-m", "migroce.agent",
-                "--run-dir", str(run_dir), "--ready-fd", str(told)]  # fmt: skip
-        running.append(subprocess.Popen(argv, pass_fds=[told], env=os.environ | {"PYTHONPATH": str(SRC)}))
-        os.close(told)
-        assert os.read(ready, 16)
-        os.close(ready)
-        sockets.append(run_dir / "agent.sock")
-    try:
-        yield sockets
-    finally:
-        for agent in running:
-            agent.terminate()
-            agent.wait(60)
 
 
 def test_three_servers_and_three_clients_share_two_addresses(pair: CmPair, agents: list[Path]) -> None:

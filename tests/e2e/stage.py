@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +204,30 @@ class Check:
         verdict = json.loads(self.client.log().strip().splitlines()[-1])
         assert verdict["errors"] == 0
         return dict(verdict)
+
+
+class Binder:
+    """A process that runs cmports."""
+
+    def __init__(self, directory: Path, process: subprocess.Popen[str] | None = None) -> None:
+        self.directory, self.process = directory, process
+        self.n = 0
+
+    def do(self, *command: str | int) -> str:
+        """Have a command carried out: "0 PORT" or the errno's name."""
+        path = self.directory / str(self.n)
+        self.n += 1
+        new = path.with_suffix(".new")
+        new.write_text(" ".join(map(str, command)))
+        new.rename(path)
+        said = path.with_suffix(".said")
+
+        def there() -> bool:
+            assert self.process is None or self.process.poll() is None
+            return said.exists()
+
+        wait_for(f"an answer to {command}", there)
+        return said.read_text()
 
 
 def table(output: str) -> list[str]:

@@ -7,7 +7,7 @@ import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tests.e2e.stage import Box, Stage, built, wait_for
+from tests.e2e.stage import Binder, Box, Stage, built, wait_for
 from tests.native.procfs import waits_for_events
 
 from migroce.errors import MigroceError
@@ -149,6 +149,31 @@ def test_a_datagram_service_moves(stage: Stage) -> None:
     c.on(c.server, "accepted", "established")
     c.server.move()
     c.finish(client="established", server="established")
+
+
+def test_ports_move_with_the_processes_that_have_them(stage: Stage) -> None:
+    """Two processes of a container: what the one has the other cannot take, there as well as here."""
+    program = "/usr/local/bin/cmports"
+    both = "mkdir /one /other && { cmports /one & exec cmports /other; }"
+    box = stage.box("ports", "a", ["sh", "-c", both], files={program: str(built("tests/workload/cmports"))})
+    wait_for("both", lambda: box.file("/other").exists())
+    one, other = Binder(box.file("/one")), Binder(box.file("/other"))
+    for at in range(2):
+        one.do("new", at, "tcp")
+    ports = [one.do("bind", at, "0.0.0.0", port).split()[1] for at, port in enumerate((7300, 0))]
+    assert one.do("listen", 0) == "0 7300"
+    for there in range(3):
+        for port in ports:
+            other.do("new", 0, "tcp")
+            assert other.do("bind", 0, "0.0.0.0", port) == "EADDRNOTAVAIL"
+            other.do("drop", 0)
+        if there < 2:
+            assert box.move().warnings == []
+            one.directory, other.directory = box.file("/one"), box.file("/other")
+    one.do("drop", 0)
+    other.do("new", 0, "tcp")
+    assert other.do("bind", 0, "0.0.0.0", 7300) == "0 7300"
+    box.kill("KILL")
 
 
 def _ended_well(box: Box) -> bool:
