@@ -38,6 +38,7 @@ enum mg_cm_rej {
 	MG_REJ_INVALID_SERVICE = 8,
 	MG_REJ_STALE = 10,
 	MG_REJ_CONSUMER = 28,
+	MG_REJ_VENDOR_OPTION = 35,
 };
 
 /* What MRA and REJ are about: message MRAed / rejected (IBA tables 106, 108). */

@@ -111,6 +111,12 @@ static const struct rdma_conn_param default_param = {.responder_resources = RDMA
 						     .retry_count = 7,
 						     .rnr_retry_count = 7};
 
+/* Without a QP of the id's the program names its own. */
+static bool has_qpn(const struct mgc_id *id, const struct rdma_conn_param *param)
+{
+	return mgc_is_ud(id) || id->ib.qp || param;
+}
+
 MGC_EXPORT int rdma_connect(struct rdma_cm_id *ib, struct rdma_conn_param *param)
 {
 	struct rdma_conn_param p = param ? *param : default_param;
@@ -120,6 +126,8 @@ MGC_EXPORT int rdma_connect(struct rdma_cm_id *ib, struct rdma_conn_param *param
 
 	MGC_FORWARD(rdma_connect, ib, param);
 	id = mgc_id(ib);
+	if (!has_qpn(id, param))
+		return mgc_err(EINVAL);
 	if (id->ep_private_len && !p.private_data_len) {
 		p.private_data = id->ep_private;
 		p.private_data_len = (uint8_t)id->ep_private_len;
@@ -242,6 +250,8 @@ static int accept_rc(struct mgc_id *id, const struct rdma_conn_param *p)
 		mg_net_flush(id->dev, 0);
 	}
 	mg_device_unlock(id->dev);
+	if (err) /* the peer has given up meanwhile */
+		mgc_qp_error(id);
 	return err;
 }
 
@@ -253,7 +263,7 @@ MGC_EXPORT int rdma_accept(struct rdma_cm_id *ib, struct rdma_conn_param *param)
 
 	MGC_FORWARD(rdma_accept, ib, param);
 	id = mgc_id(ib);
-	if (id->state != MGC_REQUEST)
+	if (id->state != MGC_REQUEST || !has_qpn(id, param))
 		return mgc_err(EINVAL);
 	err = mgc_is_ud(id) ? accept_ud(id, p) : accept_rc(id, p);
 	if (err || mgc_is_ud(id))
@@ -261,14 +271,13 @@ MGC_EXPORT int rdma_accept(struct rdma_cm_id *ib, struct rdma_conn_param *param)
 	return mgc_complete(id);
 }
 
-MGC_EXPORT int rdma_reject(struct rdma_cm_id *ib, const void *data, uint8_t len)
+static int reject(struct rdma_cm_id *ib, const void *data, uint8_t len, uint16_t reason)
 {
 	struct mg_cm_msg m = {.attr = MG_CM_SIDR_REP, .status = 2};
 	struct rdma_conn_param p = {.private_data = data, .private_data_len = len};
 	struct mgc_id *id;
 	int err;
 
-	MGC_FORWARD(rdma_reject, ib, data, len);
 	id = mgc_id(ib);
 	m.attr = mgc_is_ud(id) ? MG_CM_SIDR_REP : MG_CM_REJ;
 	err = set_data(&m, 0, &p);
@@ -277,17 +286,23 @@ MGC_EXPORT int rdma_reject(struct rdma_cm_id *ib, const void *data, uint8_t len)
 		err = EINVAL;
 	if (!err)
 		err = mgc_is_ud(id) ? mg_cm_send_sidr_rep(id->conn, mg_now(), &m)
-				    : mg_cm_send_rej(id->conn, mg_now(), MG_REJ_CONSUMER, data, len);
+				    : mg_cm_send_rej(id->conn, mg_now(), reason, data, len);
 	if (!err)
 		mg_net_flush(id->dev, 0);
 	mg_device_unlock(id->dev);
 	return mgc_err(err);
 }
 
+MGC_EXPORT int rdma_reject(struct rdma_cm_id *ib, const void *data, uint8_t len)
+{
+	MGC_FORWARD(rdma_reject, ib, data, len);
+	return reject(ib, data, len, MG_REJ_CONSUMER);
+}
+
 MGC_EXPORT int rdma_reject_ece(struct rdma_cm_id *ib, const void *data, uint8_t len)
 {
 	MGC_FORWARD(rdma_reject_ece, ib, data, len);
-	return rdma_reject(ib, data, len);
+	return reject(ib, data, len, MG_REJ_VENDOR_OPTION);
 }
 
 MGC_EXPORT int rdma_notify(struct rdma_cm_id *ib, enum ibv_event_type event)
@@ -297,8 +312,8 @@ MGC_EXPORT int rdma_notify(struct rdma_cm_id *ib, enum ibv_event_type event)
 
 	MGC_FORWARD(rdma_notify, ib, event);
 	id = mgc_id(ib);
-	if (event != IBV_EVENT_COMM_EST) /* others say nothing to the connection manager */
-		return 0;
+	if (event != IBV_EVENT_COMM_EST) /* and PATH_MIG, for a path that no connection has */
+		return mgc_err(EINVAL);
 	mg_device_lock(id->dev);
 	err = id->conn ? mg_cm_notify(id->conn, mg_now()) : EINVAL;
 	mg_device_unlock(id->dev);
@@ -312,19 +327,15 @@ MGC_EXPORT int rdma_disconnect(struct rdma_cm_id *ib)
 
 	MGC_FORWARD(rdma_disconnect, ib);
 	id = mgc_id(ib);
-	if (id->state != MGC_ESTABLISHED && id->state != MGC_ACCEPT && id->state != MGC_DISCONNECTED)
+	if (!id->conn)
 		return mgc_err(EINVAL);
 	err = mgc_qp_error(id);
 	if (err)
 		return mgc_err(err);
 	mg_device_lock(id->dev);
-	if (!id->conn)
-		err = EINVAL;
-	else if (mg_cm_send_dreq(id->conn, mg_now())) /* the peer was first, or all is over */
+	if (mg_cm_send_dreq(id->conn, mg_now())) /* the peer was first, or there is nothing to end */
 		mg_cm_send_drep(id->conn, mg_now());
 	mg_net_flush(id->dev, 0);
 	mg_device_unlock(id->dev);
-	if (err)
-		return mgc_err(err);
 	return mgc_complete(id);
 }

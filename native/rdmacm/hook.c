@@ -75,11 +75,15 @@ static void reply(struct mgc_id *id, const struct mg_cm_msg *m)
 	set_private(ev, m->private_data, mg_cm_private_len(MG_CM_REP), false);
 }
 
+/*
+ * As in the kernel an id connects once: after a refusal, as after an answer that did not come, there is nothing
+ * for it but to end. One that has not been accepted yet has no events: accepting it will fail.
+ */
 static void rejected(struct mgc_id *id, const struct mg_cm_msg *m)
 {
-	struct mgc_event *ev = mgc_post(id, RDMA_CM_EVENT_REJECTED, m->reason);
+	struct mgc_event *ev =
+		id->state == MGC_REQUEST ? NULL : mgc_post(id, RDMA_CM_EVENT_REJECTED, m->reason);
 
-	id->state = id->passive ? MGC_DISCONNECTED : MGC_ROUTE; /* it may ask again */
 	if (ev)
 		set_private(ev, m->private_data, mg_cm_private_len(MG_CM_REJ), false);
 }
@@ -108,7 +112,6 @@ static void timed_out(struct mgc_id *id, enum mg_cm_state state)
 		disconnected(id, -ETIMEDOUT);
 		return;
 	}
-	id->state = id->passive ? MGC_DISCONNECTED : MGC_ROUTE;
 	mgc_post(id, RDMA_CM_EVENT_UNREACHABLE, -ETIMEDOUT);
 }
 
@@ -119,7 +122,6 @@ static void resolved(struct mgc_id *id, const struct mg_cm_msg *m)
 	struct mgc_event *ev;
 
 	if (m->status) {
-		id->state = MGC_ROUTE;
 		ev = mgc_post(id, RDMA_CM_EVENT_UNREACHABLE, m->status);
 		if (ev)
 			set_private(ev, m->private_data, mg_cm_private_len(MG_CM_SIDR_REP), true);

@@ -204,6 +204,60 @@ static void a_rejection_brings_reason_and_data(void)
 	drop(l);
 }
 
+static void a_refused_id_does_not_connect_again(void)
+{
+	struct rdma_conn_param param = {.qp_num = 5};
+	struct rdma_cm_id *c = resolved(RDMA_PS_TCP, PORT), *l, *s;
+
+	FAILS(rdma_connect(c, NULL), EINVAL); /* from which QP? */
+	CHECK_EQ(rdma_connect(c, &param), 0);
+	expect(RDMA_CM_EVENT_REJECTED, 8);
+	FAILS(rdma_connect(c, &param), EINVAL);
+	FAILS(rdma_resolve_route(c, 1000), EINVAL);
+	FAILS(rdma_establish(c), EINVAL);
+	CHECK_EQ(rdma_disconnect(c), 0); /* nothing to do */
+	drop(c);
+	l = listening(RDMA_PS_TCP, 1);
+	c = resolved(RDMA_PS_TCP, PORT);
+	CHECK_EQ(rdma_connect(c, &param), 0);
+	s = requested(NULL);
+	FAILS(rdma_accept(s, NULL), EINVAL);
+	FAILS(rdma_notify(s, IBV_EVENT_PATH_MIG), EINVAL);
+	FAILS(rdma_notify(s, IBV_EVENT_QP_FATAL), EINVAL);
+	CHECK_EQ(rdma_reject_ece(s, NULL, 0), 0);
+	expect(RDMA_CM_EVENT_REJECTED, 35); /* vendor option not supported */
+	FAILS(rdma_reject(s, NULL, 0), EINVAL);
+	FAILS(rdma_accept(s, &param), EINVAL);
+	drop(s);
+	drop(c);
+	drop(l);
+}
+
+static void a_request_that_was_taken_back_cannot_be_accepted(void)
+{
+	struct rdma_conn_param param = {.qp_num = 5};
+	struct rdma_cm_id *l = listening(RDMA_PS_TCP, 2), *c = resolved(RDMA_PS_TCP, PORT), *s, *later;
+	struct rdma_cm_id *again = resolved(RDMA_PS_TCP, PORT);
+	struct ibv_qp_init_attr init;
+	struct ibv_qp_attr attr;
+
+	CHECK_EQ(rdma_connect(c, &param), 0);
+	s = requested(NULL);
+	add_qp(s, IBV_QPT_RC);
+	drop(c);
+	param.qp_num = 6;
+	CHECK_EQ(rdma_connect(again, &param), 0);
+	later = requested(NULL); /* with no event before it */
+	FAILS(rdma_accept(s, &param), EINVAL);
+	CHECK_EQ(ibv_query_qp(s->qp, &attr, IBV_QP_STATE, &init), 0);
+	CHECK_EQ(attr.qp_state, IBV_QPS_ERR);
+	drop(s);
+	drop(later);
+	expect(RDMA_CM_EVENT_REJECTED, 28);
+	drop(again);
+	drop(l);
+}
+
 static void a_datagram_service_refuses_by_status(void)
 {
 	struct rdma_conn_param param = {.private_data = "hello", .private_data_len = 5};
@@ -499,7 +553,8 @@ static void a_family_without_an_address_is_told_by_the_event(void)
 TV_MAIN(T(addresses_are_translated_by_an_event), T(a_program_may_send_itself_an_event),
 	T(wrong_addresses_are_told), T(a_family_without_an_address_is_told_by_the_event),
 	T(ports_are_given_and_kept), T(what_cannot_be_reached_is_told), T(calls_out_of_place_fail),
-	T(a_rejection_brings_reason_and_data), T(a_datagram_service_refuses_by_status),
+	T(a_rejection_brings_reason_and_data), T(a_refused_id_does_not_connect_again),
+	T(a_request_that_was_taken_back_cannot_be_accepted), T(a_datagram_service_refuses_by_status),
 	T(the_programs_own_qps_connect), T(requests_beyond_the_backlog_come_later),
 	T(an_id_takes_its_events_to_another_channel), T(messages_through_a_shared_receive_queue),
 	T(a_group_is_joined_once_and_left), T(addresses_are_translated))
