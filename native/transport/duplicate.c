@@ -47,6 +47,7 @@ static void answered_again(struct mg_responder *r, uint32_t psn)
 {
 	if (r->dup_pending && mg_psn_diff(psn, r->dup_psn) > 0)
 		r->dup_pending = false;
+	r->dup_left = false;
 }
 
 static void duplicate_read(struct mg_qp *qp, const struct mg_hdrs *h)
@@ -96,23 +97,43 @@ static void duplicate_atomic(struct mg_qp *qp, const struct mg_hdrs *h)
 }
 
 /*
+ * A requester that does not know us may have a part of the answer of a READ behind this request: the ACK of
+ * something before it ends the READ in rdma_rxe, with SUCCESS. Whoever goes back here asks for the READ as well,
+ * whose answer says as much as the ACK. So the ACK is left to it, until the request comes again without the READ.
+ */
+static bool left_to_the_read(struct mg_responder *r, uint32_t psn)
+{
+	if (r->dup_left && mg_psn_diff(psn, r->dup_left_psn) <= 0)
+		return false;
+	r->dup_left = true;
+	r->dup_left_psn = psn;
+	return true;
+}
+
+/*
  * All that was executed is acknowledged, unless a READ or atomic is between: an ACK beyond it says that
  * its answer is lost (IBA 9.7.5.2.8), while it is about to be asked for again and answered. rdma_rxe goes
- * back once more for that; and where it has a part of a READ's answer, an old ACK ends the READ, with SUCCESS.
+ * back once more for that.
  */
 static void acknowledge_again(struct mg_qp *qp, uint32_t psn)
 {
 	struct mg_responder *r = &qp->resp;
+	uint32_t named = r->ack_psn;
+	bool long_read = false;
 
-	r->dup_pending = true;
-	r->dup_psn = r->ack_psn;
 	for (uint32_t i = 0; i < r->n_res; i++) {
 		const struct mg_resource *s = &r->res[i];
 
-		if (s->opcode && mg_psn_diff(s->first_psn, psn) > 0 &&
-		    mg_psn_diff(r->ack_psn, s->first_psn) > 0)
-			r->dup_psn = psn;
+		if (!s->opcode || mg_psn_diff(s->first_psn, psn) < 0)
+			continue;
+		long_read |= s->opcode == MG_OP_READ_REQ && s->first_psn != s->last_psn;
+		if (mg_psn_diff(r->ack_psn, s->first_psn) > 0)
+			named = psn;
 	}
+	if (long_read && !qp->mig.peer_capable && left_to_the_read(r, psn))
+		return;
+	r->dup_pending = true;
+	r->dup_psn = named;
 	mg_qp_ready(qp);
 }
 

@@ -214,6 +214,8 @@ struct mg_responder {
 	bool ack_force;	  /* not to be held back by MG_TX_LAZY */
 	bool dup_pending; /* a SEND or WRITE came again: dup_psn is to be acknowledged */
 	uint32_t dup_psn;
+	bool dup_left; /* one that came again, at dup_left_psn, is left to the answer of the READ behind it */
+	uint32_t dup_left_psn;
 	uint8_t ack_count;
 	uint8_t nak; /* syndrome to send, 0: none; RNR syndromes too, and a last ACK */
 	bool denied; /* a READ was asked for again, at denied_psn, whose memory is closed by now: NAK to send */

@@ -64,7 +64,7 @@ void mg_resp_flush(struct mg_qp *qp)
 
 	mg_recv_flush(qp);
 	r->job_fill = 0;
-	r->ack_pending = r->dup_pending = r->denied = false;
+	r->ack_pending = r->dup_pending = r->dup_left = r->denied = false;
 	r->nak = 0;
 	r->opcode = MG_RESP_IDLE;
 }
@@ -159,7 +159,7 @@ static void accepted(struct mg_qp *qp, const struct mg_hdrs *h, uint32_t n_psn)
 	bool ends = h->mask & (MG_P_LAST | MG_P_ONLY) || h->opcode == MG_OP_READ_REQ;
 
 	r->epsn = (r->epsn + n_psn) & MG_PSN_MASK;
-	r->nak_sent = false;
+	r->nak_sent = r->dup_left = false;
 	r->opcode = ends ? MG_RESP_IDLE : h->opcode;
 	if (ends)
 		r->msn = (r->msn + 1) & MG_PSN_MASK;

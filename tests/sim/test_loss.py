@@ -111,6 +111,56 @@ def test_what_comes_again_together_is_acknowledged_by_the_last_answer() -> None:
     assert _answers_to_duplicates(4) == [(18, 1), (16, 3)]
 
 
+def _answers_beside_a_long_read(*copies: str, strip: int = 1) -> list[tuple[int, int]]:
+    """What answers copies of W, R, S: a WRITE, a READ of three packets, another WRITE, executed before."""
+    with Pair(link=Link(strip=strip), engine={"batch_window": 20 * US}) as w:
+        w.go(5 * S)
+        target = w.b.space(3000)
+        w.rule(Action.CAPTURE, (WRITE_ONLY, READ_REQ), src=0)
+        w.a.write(1, b"first", target, w.b)
+        w.a.read(2, 3000, target, w.b)
+        w.a.write(3, b"third", target, w.b)
+        w.go(1 * S)
+        assert w.a.done() == [(i, 0) for i in range(1, 4)]
+        requests = w.captured()
+        packets = dict(zip("WRS", requests, strict=True))
+        w.clear_rules()
+        w.rule(Action.CAPTURE, src=1)
+        for together in copies:
+            for name in together:
+                packet = packets[name]
+                w.inject(packet.src, packet.dst, packet.data, icrc=False, sport=packet.sport, sender=0)
+            w.go(1 * S)
+        answers = [parse(p.data) for p in w.captured()[len(requests):]]
+        return [(p.opcode, p.psn - w.a.path.sq_psn & 0xFFFFFF) for p in answers]
+
+
+READ_ANSWER = [(13, 1), (14, 2), (15, 3)]
+
+
+def test_a_requester_that_may_have_half_a_read_gets_no_ack_of_what_was_before_it() -> None:
+    """It ends the READ in rdma_rxe: SUCCESS, without its last bytes. The READ comes again, too."""
+    assert _answers_beside_a_long_read("W") == []
+    assert _answers_beside_a_long_read("WR") == READ_ANSWER
+    assert _answers_beside_a_long_read("W", "R") == READ_ANSWER
+    assert _answers_beside_a_long_read("WRS") == [*READ_ANSWER, (ACK, 4)]
+
+
+def test_a_requester_that_repeats_only_what_was_before_the_read_gets_its_ack() -> None:
+    """Its repetition of the READ was lost, or it waits for the ACK before it goes on."""
+    assert _answers_beside_a_long_read("W", "W") == [(ACK, 0)]
+    assert _answers_beside_a_long_read("W", "W", "W") == [(ACK, 0), (ACK, 0)]
+    assert _answers_beside_a_long_read("WR", "W", "W") == [*READ_ANSWER, (ACK, 0)]
+
+
+def test_what_was_behind_the_read_and_comes_again_is_acknowledged_at_once() -> None:
+    assert _answers_beside_a_long_read("S") == [(ACK, 4)]
+
+
+def test_a_peer_that_knows_the_extension_need_not_repeat_a_request_twice() -> None:
+    assert _answers_beside_a_long_read("W", strip=0) == [(ACK, 0)]
+
+
 def test_a_late_duplicate_write_does_not_undo_a_newer_one() -> None:
     with Pair() as w:
         target = w.b.space(8)
