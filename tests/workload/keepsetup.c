@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/* keepsetup.c - what keepcheck has: memory, queues, QPs and their connections. */
+/* keepsetup.c - what keepcheck and opcheck have: memory, queues, QPs and their connections. */
 #include "keepcheck.h"
 
 #include <errno.h>
@@ -98,7 +98,11 @@ static struct ibv_qp *make_qp(struct keep *k, int q)
 		break;
 	case Q_CHANNEL: a.recv_cq = k->channel_cq; break;
 	case Q_OVER: a.send_cq = k->over_cq; break;
-	case Q_XSEND: a.cap.max_recv_wr = a.cap.max_recv_sge = 0; break;
+	case Q_XSEND:
+		a.comp_mask |= IBV_QP_INIT_ATTR_SEND_OPS_FLAGS;
+		a.send_ops_flags = OPS;
+		a.cap.max_recv_wr = a.cap.max_recv_sge = 0;
+		break;
 	case Q_XRECV:
 		a = (struct ibv_qp_init_attr_ex){
 			.qp_type = IBV_QPT_XRC_RECV, .comp_mask = IBV_QP_INIT_ATTR_XRCD, .xrcd = k->xrcd};
