@@ -130,7 +130,7 @@ static void acknowledge_again(struct mg_qp *qp, uint32_t psn)
 		if (mg_psn_diff(r->ack_psn, s->first_psn) > 0)
 			named = psn;
 	}
-	if (long_read && !qp->mig.peer_capable && left_to_the_read(r, psn))
+	if (long_read && !mg_mig_peer_is_ours(qp) && left_to_the_read(r, psn))
 		return;
 	r->dup_pending = true;
 	r->dup_psn = named;

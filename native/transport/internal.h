@@ -577,6 +577,14 @@ void mg_gsi_resume(struct mg_engine *e, mg_time now);
 void mg_gsi_free(struct mg_engine *e);
 
 /* migrate.c */
+/*
+ * It has sent a token of its connection, or ours back. The capability bit alone is no proof: whatever the network sets
+ * in reserved bits is to be ignored, and a peer of another kind must be spared what it cannot take.
+ */
+static inline bool mg_mig_peer_is_ours(const struct mg_qp *qp)
+{
+	return qp->mig.peer_capable && (qp->mig.have_peer_token || qp->mig.token_acked);
+}
 void mg_mig_connected(struct mg_qp *qp, mg_time now);	/* reached RTR */
 void mg_mig_heard(struct mg_qp *qp, mg_time now);	/* a capable packet from the peer */
 void mg_mig_heard_plain(struct mg_qp *qp, mg_time now); /* one without the bit */

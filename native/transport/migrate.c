@@ -63,7 +63,6 @@ void mg_mig_heard(struct mg_qp *qp, mg_time now)
 		return;
 	m->peer_capable = true;
 	m->announce_at = MG_NEVER;
-	mg_req_peer_known(qp, now);
 	if (!m->token_acked)
 		send_token(m, now);
 	mg_qp_ready(qp);
@@ -235,7 +234,7 @@ void mg_mig_rx(struct mg_qp *qp, mg_time now, const struct mg_rx *meta, const st
 {
 	struct mg_migration *m = &qp->mig;
 	const struct mg_meh *meh = &h->meh;
-	bool from_peer = memcmp(meta->src.gid, qp->peer.gid, 16) == 0;
+	bool from_peer = memcmp(meta->src.gid, qp->peer.gid, 16) == 0, known = mg_mig_peer_is_ours(qp);
 
 	if (meh->version != 1 || meh->src_qpn != qp->peer_qpn ||
 	    mg_gid_is_v4(meh->gid) != mg_gid_is_v4(qp->peer.gid)) {
@@ -276,6 +275,8 @@ void mg_mig_rx(struct mg_qp *qp, mg_time now, const struct mg_rx *meta, const st
 		if (m->paused && m->paused_idle)
 			mg_mig_unpause(qp, now);
 	}
+	if (!known && mg_mig_peer_is_ours(qp))
+		mg_req_peer_known(qp, now);
 }
 
 /* ---- sending ---------------------------------------------------------------------------------------- */

@@ -41,7 +41,7 @@ uint64_t mg_req_soft_base(const struct mg_qp *qp)
 	uint64_t rto = SOFT_MIN + 4 * qp->req.srtt;
 	uint64_t nominal = qp->attr.timeout ? 4096ull << qp->attr.timeout : SOFT_MAX;
 
-	if (!qp->mig.peer_capable && rto < nominal)
+	if (!mg_mig_peer_is_ours(qp) && rto < nominal)
 		rto = nominal;
 	return rto > SOFT_MAX ? SOFT_MAX : rto;
 }
@@ -198,7 +198,7 @@ static bool spares_peer(const struct mg_qp *qp, const struct mg_swqe *w)
 	bool reth = w->opcode == IBV_WR_RDMA_WRITE || w->opcode == IBV_WR_RDMA_WRITE_WITH_IMM ||
 		    w->opcode == IBV_WR_RDMA_READ || w->opcode == MG_WR_FLUSH;
 
-	return reth && !w->length && !qp->mig.peer_capable && r->snd >= r->max && r->una < r->data_end;
+	return reth && !w->length && !mg_mig_peer_is_ours(qp) && r->snd >= r->max && r->una < r->data_end;
 }
 
 static bool may_send(const struct mg_qp *qp, const struct mg_swqe *w)
@@ -302,7 +302,7 @@ static uint32_t window_of(const struct mg_qp *qp)
 {
 	uint32_t window = qp->req.win.cwnd;
 
-	return qp->mig.peer_capable || window < MG_WIN_PLAIN ? window : MG_WIN_PLAIN;
+	return mg_mig_peer_is_ours(qp) || window < MG_WIN_PLAIN ? window : MG_WIN_PLAIN;
 }
 
 enum mg_tx_result mg_req_tx(struct mg_qp *qp, mg_time now, unsigned flags, struct mg_pkt *p)
@@ -377,10 +377,11 @@ static bool lives(const struct mg_qp *qp, mg_time now)
 	uint64_t span = qp->attr.retry_cnt * mg_req_ack_timeout(qp);
 	const struct mg_qp *other;
 
-	if (qp->mig.peer_capable)
+	if (mg_mig_peer_is_ours(qp))
 		return false;
 	for (uint32_t it = 0; (other = mg_idtab_next(&qp->e->qps, &it));)
-		if (!other->mig.peer_capable && other->mig.last_heard && now - other->mig.last_heard < span &&
+		if (!mg_mig_peer_is_ours(other) && other->mig.last_heard &&
+		    now - other->mig.last_heard < span &&
 		    !memcmp(other->peer.gid, qp->peer.gid, sizeof(qp->peer.gid)))
 			return true;
 	return false;

@@ -14,6 +14,7 @@ from .verbs import QpState, WcStatus, WrOpcode
 ACK, READ_RESP = 17, (13, 16)
 RNR, RNR_MASK = 0x20, 0x60
 SEND_ONLY, READ_REQ, WRITE_ONLY = 4, 12, 10
+TOKEN, TOKEN_ACK = 0xC2, 0xC3
 
 
 def timeout_ns(field: int) -> int:
@@ -355,6 +356,20 @@ def test_a_peer_without_the_extension_gets_the_standards_time() -> None:
         assert w.a.engine.counters()["retransmits"] == 0
         w.go(2 * MS)
         assert w.a.engine.counters()["retransmits"] == 1
+        assert w.a.done() == [(1, 0)]
+
+
+def test_the_capability_bit_alone_makes_no_peer_of_ours() -> None:
+    """It is reserved, and no ICRC covers it: a network may set it in the packets of any peer."""
+    with Pair(timeout=14) as w:
+        w.rule(Action.DROP, (TOKEN, TOKEN_ACK))
+        w.go(5 * S)
+        w.b.recv(1, 8)
+        w.rule(Action.DROP, ACK, src=1, count=1)
+        w.a.send(1, b"tail")
+        w.go(timeout_ns(14) - 1 * MS)
+        assert w.a.engine.counters()["retransmits"] == 0
+        w.go(2 * MS)
         assert w.a.done() == [(1, 0)]
 
 
