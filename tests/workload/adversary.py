@@ -32,6 +32,7 @@ PAYLOADS = (0, 1, 3, 4, 64, 256, 1024, 1025, 4096, 4100, 8000)
 CM_ATTRIBUTES = (0x01, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, 0x19, 0x1A, 0x1B)
 CONTROL = (Op.RESUME, Op.RESUME_ACK, Op.TOKEN, Op.TOKEN_ACK)
 ETH_P_ALL = 3
+SPORT = 0xC000
 
 _IP = struct.Struct("!BBHHHBBH4s4s")
 _UDP = struct.Struct("!HHHH")
@@ -112,6 +113,10 @@ class Adversary:
                 self.seen[seen.dst] = seen
                 if seen.payload:
                     self._copies = [*self._copies[-15:], seen]
+
+    def aim(self, src: str, dst: str) -> None:
+        """Attack `dst` as if from `src`, though nothing was read yet."""
+        self.seen[dst] = Seen(src, dst, SPORT, 0, 1, 0, b"")
 
     def attack(self, packets: int) -> None:
         """Send so many, about what was read last; nothing before anything was."""

@@ -9,13 +9,13 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests.native.netns import Node, ip
 from tests.native.perftest import NO_CLOCK
-from tests.native.procfs import listens
+from tests.native.procfs import listens, waits_for_events
 
 from migroce import paths
 
@@ -144,11 +144,35 @@ def _program(node: Node, log: Path, *argv: str) -> Iterator[subprocess.Popen[str
 
 
 def _wait_for_listener(server: subprocess.Popen[str]) -> None:
+    _wait_until(lambda: listens(PERFTEST_PORT, of=server.pid), server)
+
+
+def _wait_until(ready: Callable[[], bool], server: subprocess.Popen[str]) -> None:
     until = time.monotonic() + PATIENCE
-    while not listens(PERFTEST_PORT, of=server.pid):
+    while not ready():
         assert server.poll() is None, "the server has ended"
         assert time.monotonic() < until, "the server does not listen"
         time.sleep(0.01)
+
+
+def test_rping_finishes(nodes: Nodes, outside: Node, tmp_path: Path) -> None:
+    """A connection by rdma_cm; forged datagrams to QP 1 come all the while. -V checks the data."""
+    path = shutil.which("rping")
+    if path is None:
+        pytest.skip("rping is not installed")
+    common = [path, "-V", "-C", "300", "-S", "3000", "-a", nodes[0].address]
+    with _adversary(nodes, outside, 11) as adversary, contextlib.ExitStack() as stack:
+        server = stack.enter_context(_program(nodes[0], tmp_path / "server", *common, "-s"))
+        _wait_until(lambda: waits_for_events(server.pid), server)
+        adversary.aim(nodes[1].address, nodes[0].address)
+        adversary.attack(500)
+        client = stack.enter_context(_program(nodes[1], tmp_path / "client", *common, "-c"))
+        _harass(adversary, client, NO_END)
+        ended = client.wait(PATIENCE), server.wait(PATIENCE)
+    said = "".join((tmp_path / end).read_text(errors="replace") for end in ("server", "client"))
+    # rping may close the channel that its own thread reads from: 255
+    assert ended == (0, 0) or (set(ended) <= {0, 255} and "Bad file descriptor" in said), (ended, said)
+    assert adversary.sent["a_cm_datagram"] > 0
 
 
 def test_whoever_knows_address_qpn_and_psn_can_end_a_connection(
