@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Memory that is unmapped while it is registered: an error for who uses it, never a crash. */
+/* Memory that goes while it is registered: an error for who uses it, never a crash. */
 #include "tv.h"
 
 #include <pthread.h>
@@ -19,16 +19,48 @@ static struct tv_end a, b;
 struct area {
 	uint8_t *at;
 	struct ibv_mr *mr;
+	int fd;
 };
+
+/* How the second half of an area goes. */
+static enum { UNMAPPED, MOVED, PROTECTED, CUT_OFF } way;
 
 static struct area area(struct tv_end *e)
 {
+	int fd = -1, flags = MAP_PRIVATE | MAP_ANONYMOUS;
 	struct area x;
 
-	x.at = mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (way == CUT_OFF) { /* a file that gets shorter: SIGBUS */
+		fd = memfd_create("area", MFD_CLOEXEC);
+		flags = MAP_SHARED;
+		CHECK(fd >= 0);
+		CHECK_EQ(ftruncate(fd, LEN), 0);
+	}
+	x.fd = fd;
+	x.at = mmap(NULL, LEN, PROT_READ | PROT_WRITE, flags, fd, 0);
 	CHECK(x.at != MAP_FAILED);
 	CHECK(x.mr = ibv_reg_mr(e->pd, x.at, LEN, RIGHTS));
 	return x;
+}
+
+static void *lose_half(const struct area *x)
+{
+	uint8_t *half = x->at + LEN / 2;
+	void *moved = NULL;
+
+	switch (way) {
+	case UNMAPPED: CHECK_EQ(munmap(half, LEN / 2), 0); break;
+	case MOVED:
+		moved = mremap(half, LEN / 2, LEN, MREMAP_MAYMOVE);
+		CHECK(moved != MAP_FAILED && moved != half);
+		break;
+	case PROTECTED: CHECK_EQ(mprotect(half, LEN / 2, PROT_NONE), 0); break;
+	case CUT_OFF:
+		CHECK_EQ(ftruncate(x->fd, LEN / 2), 0);
+		close(x->fd);
+		break;
+	}
+	return moved;
 }
 
 static enum ibv_qp_state state(struct ibv_qp *qp)
@@ -48,10 +80,11 @@ static void remote(enum ibv_wr_opcode op, uint32_t len)
 	struct ibv_sge sge;
 	struct area gone;
 	struct ibv_wc wc;
+	void *moved;
 
 	tv_pair(&a, &b, &(struct tv_opt){.access = RIGHTS});
 	gone = area(&b);
-	CHECK_EQ(munmap(gone.at + LEN / 2, LEN / 2), 0);
+	moved = lose_half(&gone);
 	wr = tv_wr(&a, op, 1, &sge, 0, len);
 	wr.wr.rdma.remote_addr = (uintptr_t)gone.at + LEN / 2;
 	wr.wr.rdma.rkey = gone.mr->rkey;
@@ -71,7 +104,9 @@ static void remote(enum ibv_wr_opcode op, uint32_t len)
 	} while (event.event_type == IBV_EVENT_COMM_EST);
 	CHECK_EQ(event.event_type, IBV_EVENT_QP_ACCESS_ERR);
 	CHECK_EQ(ibv_dereg_mr(gone.mr), 0);
-	munmap(gone.at, LEN / 2);
+	munmap(gone.at, LEN);
+	if (moved)
+		munmap(moved, LEN);
 	tv_pair_close(&a, &b);
 }
 
@@ -90,6 +125,16 @@ static void a_read_of_it_is_an_access_error(void)
 static void an_atomic_on_it_is_an_access_error(void)
 {
 	remote(IBV_WR_ATOMIC_FETCH_AND_ADD, 8);
+}
+
+static void memory_that_was_moved_protected_or_cut_off_is_an_access_error(void)
+{
+	for (way = MOVED; way <= CUT_OFF; way++) {
+		remote(IBV_WR_RDMA_WRITE, 20000);
+		remote(IBV_WR_RDMA_READ, 64);
+		remote(IBV_WR_ATOMIC_FETCH_AND_ADD, 8);
+	}
+	way = UNMAPPED;
 }
 
 /* A request of `a` whose own memory has gone, behind one that has not. */
@@ -219,6 +264,7 @@ static void a_program_without_a_handler_dies_of_its_faults(void)
 }
 
 TV_MAIN(T(a_write_to_it_is_an_access_error), T(a_read_of_it_is_an_access_error),
-	T(an_atomic_on_it_is_an_access_error), T(sending_it_is_a_protection_error),
+	T(an_atomic_on_it_is_an_access_error),
+	T(memory_that_was_moved_protected_or_cut_off_is_an_access_error), T(sending_it_is_a_protection_error),
 	T(reading_into_it_is_a_protection_error), T(receiving_into_it_is_a_protection_error),
 	T(a_programs_own_handler_gets_its_own_faults), T(a_program_without_a_handler_dies_of_its_faults))
