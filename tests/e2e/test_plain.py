@@ -38,6 +38,18 @@ while not os.path.exists("/stop"):
 print("asked", count, flush=True)
 """
 
+SIGNALLED = """
+import signal
+signals = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGBUS}
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+print("waiting", flush=True)
+while True:
+    number = signal.sigwaitinfo(signals).si_signo
+    print(signal.Signals(number).name, flush=True)
+    if number == signal.SIGTERM:
+        break
+"""
+
 
 def counted(box: Box) -> int:
     """How far the client has come."""
@@ -59,6 +71,17 @@ def test_tcp_connections_output_and_exit_status_move_along(stage: Stage) -> None
     assert server.wait() == 7
     count = int(client.log().split()[-1])
     assert server.log().split() == ["listening", "served", str(count)]
+
+
+def test_a_move_is_no_signal(stage: Stage) -> None:
+    """A program that waits for signals gets those that are sent to it, and none of a move's."""
+    box = stage.box("signalled", "a", ["python3", "-c", SIGNALLED])
+    wait_for("its beginning", lambda: "waiting" in box.log())
+    for _ in range(3):
+        box.move()
+    box.kill("TERM")
+    assert box.wait() == 0, box.log()
+    assert box.log().split() == ["waiting", "SIGTERM"]
 
 
 def test_the_writable_layer_moves_with_owners_links_and_attributes(stage: Stage) -> None:

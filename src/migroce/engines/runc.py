@@ -41,11 +41,16 @@ class Runc:
 
     @property
     def env(self) -> dict[str, str]:
-        """Our environment with the CRIU to use first in PATH."""
+        """Our environment with the CRIU to use first in PATH, and without signals of the runtime's own.
+
+        Go preempts its threads by SIGURG; runc in the foreground passes on what signals it gets, those, too:
+        each restored program got some, which interrupts the system calls of one that has a handler.
+        """
         if self._env is None:
             env = criu.environment()
             for name in ("LD_PRELOAD", "NOTIFY_SOCKET", "LISTEN_FDS"):
                 env.pop(name, None)
+            env["GODEBUG"] = ",".join(filter(None, (env.get("GODEBUG"), "asyncpreemptoff=1")))
             self._env = env
         return self._env
 
