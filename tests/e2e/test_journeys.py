@@ -4,76 +4,21 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import shlex
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.e2e.programs import PROGRAMS, Program
 from tests.e2e.stage import Check, Stage, wait_for
-from tests.native.procfs import listens, waits_for_events
+from tests.native.procfs import listens
 
 from migroce.errors import MigroceError
 
 pytestmark = pytest.mark.slow
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Program:
-    """Command lines of a server and a client; {ip} is the server's address, {n} how long it runs."""
-
-    server: str
-    client: str
-    runs: int
-    """The first {n}; four times as much when it was over before its moves were."""
-    ready: int | str | None = None
-    """The TCP port that the server listens at, or words it says then; None: it waits for rdma_cm's events."""
-
-
-def perftest(options: str) -> Program:
-    """A benchmark of perftest, for {n} seconds, or where it refuses that, as often."""
-    program, *rest = options.split()
-    amount, runs = ("-n", 50_000) if "-e" in rest else ("-D", 20)
-    common = shlex.join([program, "-d", "rxe0", *rest, amount, "{n}"])
-    return Program(common, f"{common} {{ip}}", runs, None if "-R" in rest else 18515)
-
-
-def ucx(transports: str, options: str, runs: int) -> Program:
-    """ucx_perftest by the messages of UCX's protocols."""
-    names = f"env UCX_NET_DEVICES=rxe0:1 UCX_WARN_UNUSED_ENV_VARS=n UCX_TLS={transports} ucx_perftest"
-    return Program(f"{names} {options} -n {{n}}", f"{names} {{ip}} {options} -n {{n}}", runs, 13337)
-
-
-def fio(verb: str) -> Program:
-    """fio's rdma engine at 150 MB/s; fio asks for no RNR retries, so its server posts more than can come."""
-    both = f"[global]\nioengine=rdma\nport=9990\nbs=64k\nsize={{n}}M\nverb={verb}\n"
-    server = f"{both}[server]\nrw=read\niodepth=16\n"
-    client = f"{both}hostname={{ip}}\niodepth=8\n[client]\nrw=write\nrate=150m\n"
-    lines = [f"printf %s {shlex.quote(job)} >/job; exec fio /job" for job in (server, client)]
-    return Program(*lines, 2500, "waiting for connection")
-
-
-PROGRAMS = {
-    "ib_send_bw -R": perftest("ib_send_bw -R -b"),
-    "ib_send_bw -R -e": perftest("ib_send_bw -R -e"),
-    "ib_send_bw, 16 QPs": perftest("ib_send_bw -q 16 -b"),
-    "ib_send_bw, shared queue": perftest("ib_send_bw --use-srq -q 4"),
-    "ib_send_bw, XRC": perftest("ib_send_bw -c XRC -q 2"),
-    "ib_send_bw, UC": perftest("ib_send_bw -c UC"),
-    "ib_send_bw, UD": perftest("ib_send_bw -c UD"),
-    "ib_write_bw, chains": perftest("ib_write_bw --post_list 8 -q 4"),
-    "ib_write_bw, 1024 QPs": dataclasses.replace(perftest("ib_write_bw -q 1024 -t 4 -s 1024"), runs=40),
-    "ib_write_lat": perftest("ib_write_lat"),
-    "ib_read_bw, 16 QPs, both ways": perftest("ib_read_bw -q 16 -b"),
-    "ib_atomic_bw": perftest("ib_atomic_bw -q 4"),
-    "ucx, messages": ucx("rc_verbs,ud_verbs,self", "-t tag_bw -s 65536", 100_000),
-    "ucx, puts": ucx("rc_verbs,ud_verbs,self", "-t ucp_put_bw -s 65536", 100_000),
-    "ucx, datagrams": ucx("ud_verbs,self", "-t tag_lat -s 4096", 100_000),
-    "fio, writes": fio("write"),
-    "fio, reads": fio("read"),
-}
 
 
 class Journey:
@@ -89,12 +34,12 @@ class Journey:
         self.client = stage.box("client", "b", argv(program.client, self.server.ip))
         wait_for("traffic", lambda: self.over() or self.client.packets() > 20)
 
-    def _listens(self, ready: int | str | None) -> bool:
+    def _listens(self, ready: int | str | Callable[[int], bool]) -> bool:
         pid = self.server.info()["pid"]
         assert pid is not None, self.server.log()
         if isinstance(ready, str):
             return ready in self.server.log()
-        return waits_for_events(pid) if ready is None else listens(ready, of=pid)
+        return listens(ready, of=pid) if isinstance(ready, int) else ready(pid)
 
     def over(self) -> bool:
         return bool(self.client.info()["status"] == "exited")
@@ -131,7 +76,7 @@ class Journey:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_it_ends_well_after_moves_of_either_end_and_both(stage: Stage, name: str) -> None:
     program = PROGRAMS[name]
-    words = shlex.split(program.client.replace("exec ", "").split(";")[-1])
+    words = shlex.split(program.client.rpartition("exec ")[2])
     needed = next(word for word in words if word != "env" and "=" not in word)
     if shutil.which(needed) is None:
         pytest.skip(f"{needed} is not installed")
