@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
-from tests.e2e.stage import Box, Stage, wait_for
+from tests.e2e.stage import Box, Check, Stage, wait_for
 
 from migroce.errors import MigroceError
+from migroce.migration.report import Event
 
 SERVER = """
 import socket
@@ -190,3 +193,79 @@ def test_what_cannot_move_is_refused_with_the_reason(stage: Stage, tmp_path: Pat
         ended.move("node-b")
     with pytest.raises(MigroceError, match="already"):
         ended.move("node-a")
+
+
+def test_a_traced_program_is_refused_and_runs_on(stage: Stage) -> None:
+    check = Check(stage)
+    pid = int(check.server.info()["pid"])
+    with subprocess.Popen(["strace", "-f", "-o", "/dev/null", "-p", str(pid)], stderr=-3) as strace:
+        status = Path(f"/proc/{pid}/status")
+        wait_for("strace", lambda: f"TracerPid:\t{strace.pid}" in status.read_text())
+        reason = rf"mgcheck \(pid {pid}\).* traced by strace \(pid {strace.pid}\)"
+        with pytest.raises(MigroceError, match=reason):
+            check.server.move()
+        strace.terminate()
+    check.more(20)
+    check.server.move()
+    check.more(20)
+    check.finish()
+
+
+def test_a_program_stopped_by_a_signal_is_refused_with_the_mend(stage: Stage) -> None:
+    box = stage.box("pingpong", "a", ["ibv_rc_pingpong", "-d", "rxe0", "-g", "1"])
+    wait_for("its device", lambda: box.qps())
+    pid = int(box.info()["pid"])
+    box.kill("STOP")
+    wait_for("its stop", lambda: "State:\tT" in Path(f"/proc/{pid}/status").read_text())
+    with pytest.raises(MigroceError, match=f"kill -CONT {pid}"):
+        box.move()
+    os.kill(pid, signal.SIGCONT)
+    box.move()
+    assert len(box.qps()) == 1
+
+
+def test_what_was_put_into_a_container_from_outside_is_refused(stage: Stage) -> None:
+    """`runc exec`'s process is none of init's: CRIU would leave it behind without a word."""
+    box = stage.box("entered", "a", ["sleep", "1000"], device=False)
+    runc = ["runc", "--root", str(box.node.context.runc_root)]
+    command = box.node.command([*runc, "exec", box.name, "sh", "-c", "echo in; exec sleep 1001"])
+    with subprocess.Popen(command, stdin=-3, stdout=-1, text=True) as entered:
+        assert entered.stdout is not None
+        assert entered.stdout.readline() == "in\n"
+        with pytest.raises(MigroceError, match=r"from outside: s\w+ \(pid \d+\)"):
+            box.move()
+        subprocess.run(box.node.command([*runc, "exec", box.name, "pkill", "-f", "1001"]), check=True)
+    box.move()
+    assert box.where() == ["node-b"]
+
+
+def test_a_program_that_ends_during_its_move_is_said_to_have_ended(stage: Stage) -> None:
+    """Once it is checked and before it is frozen; its exit status is kept."""
+    box = stage.box("ending", "a", ["python3", "-c", SIGNALLED])
+    wait_for("its beginning", lambda: "waiting" in box.log())
+
+    def end(what: Event) -> None:
+        if (what.phase, what.state) == ("stop", "start"):
+            box.kill("TERM")
+            assert box.wait() == 0
+
+    with pytest.raises(MigroceError, match=r"has ended by itself on node-a, with status 0"):
+        box.move(progress=end)
+    assert box.where() == []
+    assert box.wait() == 0
+    assert box.log().split() == ["waiting", "SIGTERM"]
+
+
+def test_two_moves_of_one_container_at_once_are_one(stage: Stage) -> None:
+    """The second is told so; the container has moved once, its peer notices nothing."""
+    check = Check(stage)
+
+    def meanwhile(what: Event) -> None:
+        if (what.phase, what.state) == ("stop", "start"):
+            with pytest.raises(MigroceError, match="is being moved already"):
+                Box(stage.lab, check.server.name, "node-a", check.server.ip).move("node-b")
+
+    check.server.move("node-b", progress=meanwhile)
+    assert check.server.where() == ["node-b"]
+    check.more(20)
+    check.finish()

@@ -66,6 +66,15 @@ def directory(ctx: NodeContext, migration: str) -> Path:
     return ctx.migrations / migration
 
 
+def check_free(ctx: NodeContext, container: str) -> None:
+    """Raise MigrationError if the container is in another migration's hands."""
+    for path, other in journals(ctx):
+        if other.container == container and not other.ended:
+            why = "is being moved already" if locked(path) else "was left in the middle of a move"
+            mend = f"wait for it, or run `python -m migroce.migration.recover {path}`"
+            raise MigrationError("check", f"{container} {why}", mend)
+
+
 class Journal:
     """A journal that this process has locked."""
 
@@ -77,11 +86,7 @@ class Journal:
     @classmethod
     def create(cls, ctx: NodeContext, record: Record) -> Self:
         """Begin a journal. Raises MigrationError if the container is in another's hands, OSError."""
-        for path, other in journals(ctx):
-            if other.container == record.container and not other.ended:
-                why = "is being moved already" if locked(path) else "was left in the middle of a move"
-                mend = f"wait for it, or run `python -m migroce.migration.recover {path}`"
-                raise MigrationError("check", f"{record.container} {why}", mend)
+        check_free(ctx, record.container)
         where = directory(ctx, record.id)
         where.mkdir(mode=0o700, parents=True)
         lock = take_lock(where, wait=False)

@@ -169,6 +169,8 @@ class Migration:
         self._peers: connections.Peers = {}
         self._send_image = False
         self._resuming: Future[Any] | None = None
+        self._ended: int | None = None
+        """The status with which the container's program ended by itself before it could move."""
 
     def run(self) -> Report:
         """Move the container. Raises MigrationError with `running_on`; then it runs on exactly that node."""
@@ -348,6 +350,9 @@ class Migration:
         step = step_of(exc, self._phase.current)
         reason = str(getattr(exc, "reason", "") or exc or type(exc).__name__)
         mend = str(getattr(exc, "mend", ""))
+        if self._ended is not None:
+            reason = f"{self.container} has ended by itself on {where}, with status {self._ended} ({reason})"
+            return MigrationError(step, reason)
         where_now = f"{self.container} runs on {where} as before"
         return MigrationError(step, reason, f"{mend}; {where_now}" if mend else where_now, running_on=where)
 
@@ -385,7 +390,7 @@ class Migration:
         with contextlib.suppress(MigroceError):
             undo_destination(self._destination)
         try:
-            undo_source(self._source, stopped=self._stopping)
+            self._ended = undo_source(self._source, stopped=self._stopping)
         except ContainerLostError as exc:
             self._progress_quietly(event("undo", "failed", str(exc)))
             raise ContainerLostError("undo", exc.reason, f"{exc.mend}; what failed first: {cause}") from exc
@@ -394,9 +399,8 @@ class Migration:
             then = "until that is mended it stands still; then run `migroce recover`"
             mend = f"{then}; what failed first: {cause}"
             raise MigrationError("undo", f"{self.container} could not be brought back: {exc}", mend) from exc
-        self._progress_quietly(
-            event("undo", "done", f"{self.container} runs on {self._source.node.name} as before")
-        )
+        now = "has ended by itself" if self._ended is not None else "runs as before"
+        self._progress_quietly(event("undo", "done", f"{self.container} {now} on {self._source.node.name}"))
 
     def _finish(self, cause: BaseException) -> None:
         self.report.warnings.append(f"finished after a failure in {self._phase.current}: {cause}")
@@ -436,19 +440,25 @@ def undo_destination(destination: Side) -> None:
     retry(once, 5)
 
 
-def undo_source(source: Side, *, stopped: bool) -> None:
-    """Let the container run on at the source. Raises MigroceError, ContainerLostError if it is gone."""
+def undo_source(source: Side, *, stopped: bool) -> int | None:
+    """Let the container run on at the source; its exit status if it has ended by itself meanwhile.
 
-    def once() -> bool:
+    Raises MigroceError, ContainerLostError if it is gone.
+    """
+
+    def once() -> dict[str, Any]:
         if not source("adopt"):
-            return False
-        return bool((source("undo", stopped=stopped, timeout_ms=RESUME_TIMEOUT_MS) or {}).get("lost"))
+            return {}
+        return dict(source("undo", stopped=stopped, timeout_ms=RESUME_TIMEOUT_MS) or {})
 
-    if retry(once):
+    done = retry(once)
+    if done.get("lost"):
         what, where = source.container, source.node.name
         raise ContainerLostError(
             "undo", f"the processes of {what} on {where} are gone", "start it again there"
         )
+    status = done.get("exit_status")
+    return None if status is None else int(status)
 
 
 def finish(source: Side, destination: Side, *, resume: bool, ip: str = "") -> None:

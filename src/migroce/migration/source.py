@@ -28,7 +28,7 @@ from migroce.engines.cgroup import Freezer
 from migroce.engines.context import NodeContext, read_json, write_json
 from migroce.engines.oci import OciEngine
 from migroce.errors import EngineError, MigroceError
-from migroce.migration import connections, journal, streams, tree
+from migroce.migration import connections, journal, processes, streams, tree
 from migroce.migration.netlock import NetLock, unlock
 
 _CRIU_CONFIG = "network-lock skip\n"
@@ -64,7 +64,8 @@ class SourceSide:
     # -- before anything stops -----------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        """Check that the container can be moved; what a destination needs to know. Raises EngineError."""
+        """Check that the container can be moved; what a destination needs to know. Raises MigroceError."""
+        journal.check_free(self.ctx, self.container)
         info = self.engine.require(self.container)
         if info.status == "incoming" or info.pid is None:
             raise EngineError(
@@ -78,10 +79,13 @@ class SourceSide:
             raise EngineError("check", "nft is not there", "install nftables")
         if criu.find() is None:
             raise EngineError("check", f"{self.ctx.name} has no criu", "see `migroce doctor`")
-        path_mtu = 0
+        path_mtu, users = 0, list[int]()
         if info.device:
             with self.engine.agent() as agent:  # it will be needed when the container cannot run without
-                path_mtu = connections.path_mtu(agent.ps(self.container))
+                known = agent.ps(self.container)
+            path_mtu = connections.path_mtu(known)
+            users = [int(each["pid"]) for found in known for each in found["contexts"]]
+        processes.check(self.container, info.pid, users)
         config = read_json(Path(info.bundle) / "config.json")
         own, _ = bundles.network_namespace(config)
         if not own:
@@ -369,7 +373,8 @@ class SourceSide:
     def undo(self, *, stopped: bool, timeout_ms: int, how: str = "undone") -> dict[str, Any]:
         """Let the container run on here as before; {contexts, qps} resumed. Can be repeated. Raises.
 
-        `stopped`: its RDMA contexts may have been stopped. {lost} if its processes are gone.
+        `stopped`: its RDMA contexts may have been stopped. {lost} if its processes are gone, {exit_status} if
+        it has ended by itself.
         """
         if self._lock is not None:
             self._lock.disarm()
@@ -392,7 +397,7 @@ class SourceSide:
             self._finish("lost")
             return {**done, "lost": True}
         self._finish(how)
-        return done
+        return done if info.pid is not None else {**done, "exit_status": info.exit_status}
 
     def _announce(self, netns: Path) -> None:
         with contextlib.suppress(OSError):
