@@ -95,7 +95,6 @@ PROGRAMS = {
     "libfabric, messages": libfabric("msg", "verbs"),
     "libfabric, rdm": libfabric("rdm", "verbs;ofi_rxm"),
     "qperf": qperf("rc_bw"),
-    "fio, sends": fio("send"),
     "fio, writes": fio("write"),
     "fio, reads": fio("read"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from tests.e2e.stage import Binder, Box, Stage, built, wait_for
@@ -205,3 +206,35 @@ def test_rping_moves(stage: Stage, who: str) -> None:
             assert _ended_well(box), box.log()
         assert count < 1_000_000
         count *= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("server", "client"),
+    [
+        ("udaddy -C 50 -S 1000", "udaddy -C 50 -S 1000 -s"),
+        ("rdma_server", "rdma_client -s"),
+        ("rdma_xserver", "rdma_xclient -s"),
+        ("ucmatose -c 20 -C 20", "ucmatose -c 20 -C 20 -s"),
+    ],
+)
+def test_servers_that_listen_move_and_serve(stage: Stage, server: str, client: str) -> None:
+    """Programs that are over in a moment, or whose datagrams a move may lose: moved before anybody calls."""
+    first = stage.box("listener", "a", server.split())
+    wait_for("the listener", lambda: waits_for_events(first.info()["pid"]))
+    for _ in range(3):
+        assert first.move().warnings == []
+    second = stage.box("caller", "a", [*client.split(), first.ip])
+    assert (second.wait(), first.wait()) == (0, 0), f"{second.log()}\n{first.log()}"
+
+
+@pytest.mark.slow
+def test_a_member_of_a_group_moves_and_hears(stage: Stage) -> None:
+    """mckey, from the container that is moved, joined by rdma_join_multicast."""
+    receiver = stage.box("member", "a", ["mckey", "-m", "239.4.3.2", "-C", "20"])
+    igmp = Path(f"/proc/{receiver.info()['pid']}/net/igmp")
+    wait_for("its membership", lambda: "020304EF" in igmp.read_text())
+    for _ in range(3):
+        assert receiver.move().warnings == []
+    sender = stage.box("sender", "a", ["mckey", "-m", "239.4.3.2", "-s", "-C", "20"])
+    assert (sender.wait(), receiver.wait()) == (0, 0), f"{sender.log()}\n{receiver.log()}"
