@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from migroce import criu, paths
+from migroce import criu, criucheck, paths
 
 ROCE_PORT = 4791
 _GOOD_BUFFER = 8 << 20  # bytes: what the agent asks for
@@ -238,15 +238,15 @@ def _criu(*, real: bool) -> Check:
     if found is None:
         return _bad("CRIU", "not installed", mend)
     try:
-        version = ".".join(map(str, criu.version(found)))
+        version = ".".join(map(str, criucheck.version(found)))
         if not real or os.geteuid() != 0:
             why = "" if not real else "; the check by a dump and a restore needs root"
-            old = criu.version(found) < criu.MINIMUM
+            old = criucheck.version(found) < criucheck.MINIMUM
             return Check(
                 "CRIU", State.WARN if old else State.GOOD, f"{version} ({found}){why}", mend if old else ""
             )
-        took = criu.verify(found)
-    except criu.CriuError as exc:
+        took = criucheck.verify(found)
+    except criucheck.CriuError as exc:
         return _bad("CRIU", str(exc), mend)
     return _good("CRIU", f"{version} ({found}): dumped and restored a process in {took * 1000:.0f} ms")
 

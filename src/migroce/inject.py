@@ -16,8 +16,8 @@ from typing import Any
 
 from migroce import paths
 from migroce.agent.client import AgentClient
-from migroce.engines.bundle import LIBRARY, RUN_DIR, network_namespace
-from migroce.engines.context import check_id, write_json
+from migroce.engines.files import check_id, write_json
+from migroce.engines.ocispec import LIBRARY, RUN_DIR, network_namespace
 from migroce.errors import MigroceError
 
 _AGENT = f"{RUN_DIR}/agent.sock"

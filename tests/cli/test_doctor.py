@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from migroce import criu, doctor
+from migroce import criu, criucheck, doctor
 from migroce.doctor import State
 
 from .conftest import Migroce
@@ -49,15 +49,15 @@ def test_an_old_criu_is_refused(tmp_path: Path) -> None:
     old = tmp_path / "criu"
     old.write_text("#!/bin/sh\necho 'Version: 3.17.1'\n")
     old.chmod(0o755)
-    assert criu.version(old) == (3, 17, 1)
+    assert criucheck.version(old) == (3, 17, 1)
     if os.geteuid() == 0:
-        with pytest.raises(criu.CriuError, match=r"at least 4\.2"):
-            criu.verify(old)
+        with pytest.raises(criucheck.CriuError, match=r"at least 4\.2"):
+            criucheck.verify(old)
 
 
 def test_a_criu_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(criu.CriuError, match="cannot be run"):
-        criu.version(tmp_path / "nothing")
+    with pytest.raises(criucheck.CriuError, match="cannot be run"):
+        criucheck.version(tmp_path / "nothing")
 
 
 @pytest.mark.root
@@ -65,15 +65,15 @@ def test_a_criu_that_only_claims_to_work_is_found_out(tmp_path: Path) -> None:
     liar = tmp_path / "criu"
     liar.write_text("#!/bin/sh\ncase $1 in --version) echo 'Version: 9.9' ;; *) exit 1 ;; esac\n")
     liar.chmod(0o755)
-    with pytest.raises(criu.CriuError, match="dump failed"):
-        criu.verify(liar)
+    with pytest.raises(criucheck.CriuError, match="dump failed"):
+        criucheck.verify(liar)
 
 
 @pytest.mark.root
 def test_the_criu_of_this_tree_dumps_and_restores() -> None:
     found = criu.find()
     assert found is not None
-    assert criu.verify(found) > 0
+    assert criucheck.verify(found) > 0
 
 
 @pytest.mark.root

@@ -7,7 +7,7 @@ import json
 import platform
 import subprocess
 
-from migroce import __version__, criu, paths
+from migroce import __version__, criu, criucheck, paths
 from migroce.report.console import console
 
 
@@ -15,8 +15,8 @@ def collect() -> dict[str, str | None]:
     """Versions by component; None for what is not there."""
     found = criu.find()
     try:
-        criu_version = ".".join(map(str, criu.version(found))) if found else None
-    except criu.CriuError:
+        criu_version = ".".join(map(str, criucheck.version(found))) if found else None
+    except criucheck.CriuError:
         criu_version = None
     try:
         library: str | None = str(paths.library())

@@ -17,11 +17,10 @@ from typing import Any
 from migroce import paths
 from migroce.engines import mounts
 from migroce.engines.context import NodeContext
+from migroce.engines.ocispec import LIBRARY, RUN_DIR
 
 LOG = ".migroce/log"
 """Standard output and error of a container, inside its writable layer: it moves along with the container."""
-LIBRARY = "usr/lib/migroce/libmigroce.so"
-RUN_DIR = "/run/migroce"
 DEV = "dev"
 """The container's /dev in its bundle."""
 SHM = "dev/shm"
@@ -146,22 +145,6 @@ def own_dev(mount: Mapping[str, Any], container: str) -> bool:
     return mount["destination"] == "/dev" and str(mount.get("source", "")).endswith(
         f"/bundles/{container}/{DEV}"
     )
-
-
-def network_namespace(raw: Mapping[str, Any]) -> tuple[bool, Path | None]:
-    """(has one of its own, its path if it was given by path)."""
-    for namespace in raw.get("linux", {}).get("namespaces", []):
-        if namespace["type"] == "network":
-            return True, Path(namespace["path"]) if namespace.get("path") else None
-    return False, None
-
-
-def agent_directory(raw: Mapping[str, Any]) -> Path | None:
-    """The host's directory that is the container's /run/migroce, if it has the device."""
-    for mount in raw.get("mounts", []):
-        if mount["destination"] == RUN_DIR:
-            return Path(mount["source"])
-    return None
 
 
 def make_dev(bundle: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from migroce.engines import bundle as bundles
-from migroce.engines import cgroup, mounts, network, runc
+from migroce.engines import cgroup, mounts, network, ocispec, runc
 from migroce.engines.context import NodeContext, check_id, read_json, write_json
 from migroce.errors import EngineError
 
@@ -241,7 +241,7 @@ class OciEngine:
             status = "exited"
         device = metadata.get("device")
         if device is None and bundle is not None:
-            device = bundles.agent_directory(read_json(bundle / "config.json")) is not None
+            device = ocispec.agent_directory(read_json(bundle / "config.json")) is not None
         return ContainerInfo(
             id=container, status=status, pid=pid, ip=metadata.get("ip"), bundle=str(bundle or ""),
             device=bool(device), managed=bundle == self.ctx.bundle(container), exit_status=exit_status,

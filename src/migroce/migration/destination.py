@@ -23,7 +23,7 @@ from typing import Any
 
 from migroce import criu, urgency
 from migroce.engines import bundle as bundles
-from migroce.engines import mounts, network, runc
+from migroce.engines import mounts, network, ocispec, runc
 from migroce.engines.context import NodeContext, read_json, write_json
 from migroce.engines.oci import OciEngine
 from migroce.errors import EngineError
@@ -84,7 +84,7 @@ class DestinationSide:
         self._check_addresses(interfaces)
         for mount in about["config"].get("mounts", []):
             is_bind = mount.get("type") == "bind" or "bind" in mount.get("options", [])
-            ours = mount["destination"] == bundles.RUN_DIR or bundles.own_dev(mount, self.container)
+            ours = mount["destination"] == ocispec.RUN_DIR or bundles.own_dev(mount, self.container)
             if is_bind and not ours and not Path(mount["source"]).exists():
                 raise EngineError(
                     "check", f"{self.ctx.name} has no {mount['source']}, which the container mounts"
@@ -145,7 +145,7 @@ class DestinationSide:
         ]  # fmt: skip
         config = about["config"]
         netns = None
-        if bundles.network_namespace(config)[1] is not None:
+        if ocispec.network_namespace(config)[1] is not None:
             netns = self.ctx.container_netns(self.container)
             network.create(self.ctx, netns, interfaces, plugged=False)
             self._announcer, self._interfaces = network.Announcer(netns, interfaces), interfaces
@@ -269,7 +269,7 @@ class DestinationSide:
 
     def prepare_rdma(self) -> dict[str, Any]:
         """Let the agent check the dumps and reserve their ids. Raises AgentError."""
-        netns = bundles.network_namespace(read_json(self.bundle / "config.json"))[1]
+        netns = ocispec.network_namespace(read_json(self.bundle / "config.json"))[1]
         metadata = read_json(self.bundle / "container.json")
         with self.engine.agent() as agent:
             return dict(
@@ -288,7 +288,7 @@ class DestinationSide:
             self.bundle, "restore", "--bundle", str(self.bundle), "--image-path", str(self.images),
             "--work-path", str(self.where), "--tcp-established", "--file-locks", self.container, mark=self.id,
         )  # fmt: skip
-        netns = bundles.network_namespace(read_json(self.bundle / "config.json"))[1]
+        netns = ocispec.network_namespace(read_json(self.bundle / "config.json"))[1]
         if netns is not None:  # while the restore is going on
             with contextlib.suppress(OSError):
                 network.add_neighbours(netns, [network.Neighbour(**raw) for raw in neighbours])
@@ -306,7 +306,7 @@ class DestinationSide:
         """Put the container on the network and say so. Can be repeated. Raises OSError, EngineError."""
         self._still_here("resume")
         config = read_json(self.bundle / "config.json")
-        netns = bundles.network_namespace(config)[1]
+        netns = ocispec.network_namespace(config)[1]
         if netns is None:
             return
         if self._announcer is None:

@@ -17,7 +17,7 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +31,7 @@ from migroce.migration import connections, dockerkit, journal, streams
 from migroce.migration.destination import DestinationSide, available_memory
 from migroce.migration.dockerhold import Holder
 from migroce.migration.dockerkit import agent_name
+from migroce.runtime.gate import Gate
 
 _SPARE = 64 << 20
 _NEEDED = 8 << 20
@@ -38,6 +39,7 @@ _NEEDED = 8 << 20
 _FORGETTING = 3.0
 """Seconds that a swarm may take to hear that a container has given its address back."""
 _CHECKPOINT = "migroce"
+_FOR_THE_RUNTIME = ("images", "gate")
 
 
 class DockerDestination(DestinationSide):
@@ -48,6 +50,11 @@ class DockerDestination(DestinationSide):
         self.docker = DockerEngine(ctx)
         self._roots: dict[str, Path] = {}
         self._device = False
+        self._waits = False
+        """Whether the runtime that restores it is ours, which waits for the images."""
+        self._gate: Gate | None = None
+        self._starting: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(1)
         self._holder = Holder(self.docker, self.where, migration)
 
     @property
@@ -249,7 +256,8 @@ class DockerDestination(DestinationSide):
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         self._checkpoint(key).mkdir(mode=0o700, parents=True)
         self.images = self._checkpoint(key)
-        if self._ours(about["runtime"]):
+        self._waits = self._ours(about["runtime"])
+        if self._waits:
             # Docker would pass the images through containerd's store, 40 ms a MB: our runtime is told where
             # they are.
             self.images = dockerkit.place(self.where, about["memory"], self.id, None) / "images"
@@ -315,18 +323,38 @@ class DockerDestination(DestinationSide):
             dumps = [str(path) for path in sorted(self.dumps.iterdir())]
             return dict(agent.container_prepare(agent_name(found), netns=None, gid=None, dumps=dumps))
 
+    def begin(self) -> None:
+        """Let Docker start the container as far as it can without the images. Raises EngineError, OSError.
+
+        A swarm takes a quarter of a second to attach a network. Only our runtime waits for the images.
+        """
+        self._check_before_start()
+        if self._waits:
+            self._gate = Gate(dockerkit.runtime_file(self.ctx, str(self.made["id"]), "gate"))
+            self._starting = self._pool.submit(self._start)
+
+    def _check_before_start(self) -> None:
+        self._check_left_room()
+        self._check_holders("restore")
+
+    def _start(self) -> None:
+        self.docker.start(str(self.made["id"]), _CHECKPOINT)
+
     def restore(self, neighbours: list[dict[str, Any]]) -> dict[str, Any]:  # noqa: ARG002
         """Restore the container; it runs, with its network. {pid, ms}. Raises EngineError."""
         started = time.monotonic()
-        self._check_left_room()
-        self._check_holders("restore")
+        if self._starting is None:
+            self._check_before_start()
         self.plugged = True
-        key = str(self.made["id"])
         if self._device:
             count = len(list(self.dumps.glob("*.dump")))
             write_json(self.dumps / "checkpoint.json", {"version": 1, "contexts": count})
         try:
-            self.docker.start(key, _CHECKPOINT)
+            if self._starting is None or self._gate is None:
+                self._start()
+            else:
+                self._gate.open()
+                self._starting.result()
         except EngineError as exc:
             log = re.search(r"log file: (\S+?\.log)", exc.reason)
             reason = runc.criu_reason(Path(log[1])) if log else None
@@ -380,7 +408,8 @@ class DockerDestination(DestinationSide):
         if found is not None:
             shutil.rmtree(self._checkpoint(found["Id"]), ignore_errors=True)
             self._holder.remove()
-            dockerkit.runtime_file(self.ctx, found["Id"], "images").unlink(missing_ok=True)
+            for kind in _FOR_THE_RUNTIME:
+                dockerkit.runtime_file(self.ctx, found["Id"], kind).unlink(missing_ok=True)
             dockerkit.leave_volumes(self.ctx, [each.name for each in dockerspec.volumes(found)], left=False)
             dockerkit.note_arrival(self.ctx, self.id, found["Id"])
         self._close()
@@ -390,14 +419,17 @@ class DockerDestination(DestinationSide):
     def undo(self) -> None:
         """Remove everything this migration made here. Can be repeated. Raises EngineError."""
         self._refuse()
+        if self._gate is not None:
+            self._gate.give_up()
         dockerkit.release(self.where)  # first: Docker may not answer any more
         made = read_json(self.where / "made.json")
         if made:
             self._holder.remove()
         if key := made.get("id") or self._unfinished():
             self.docker.remove(key, volumes=True)
-            link = dockerkit.runtime_file(self.ctx, key, "images")
-            link.unlink(missing_ok=True)
+            for kind in _FOR_THE_RUNTIME:
+                link = dockerkit.runtime_file(self.ctx, key, kind)
+                link.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # others have files in it
                 link.parent.rmdir()
             with contextlib.suppress(AgentError), self.engine.agent() as agent:

@@ -228,6 +228,7 @@ class DockerSource(SourceSide):
         ) as process:
             # The network is not looked at by the dump: giving the address back takes as long as that.
             self._unplugging = self._pool.submit(self.unplug)
+            self._frozen.set_result(None)
             words = process.communicate()[1].decode(errors="replace").strip()
         if process.returncode != 0:
             log = self.where / "dump.log"

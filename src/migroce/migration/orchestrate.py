@@ -221,6 +221,10 @@ class Migration:
             images = self._start("images")  # as CRIU writes them
             if report.contexts:
                 destination("prepare_rdma")
+            if self.engine != "oci":
+                # A daemon attaches networks before it restores: while the images are on their way.
+                source("frozen")
+                destination("begin")
             dumped = dumping.result(CALL_LIMIT)
             report.parts.update(freeze=dumped["freeze_ms"], criu_dump=dumped["dump_ms"])
         with self._phase("transfer", note=note):

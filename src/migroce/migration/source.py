@@ -23,7 +23,7 @@ from migroce import criu, dump
 from migroce.agent.client import AgentClient
 from migroce.agent.errors import AgentError
 from migroce.engines import bundle as bundles
-from migroce.engines import mounts, network, runc
+from migroce.engines import mounts, network, ocispec, runc
 from migroce.engines.cgroup import Freezer
 from migroce.engines.context import NodeContext, read_json, write_json
 from migroce.engines.oci import OciEngine
@@ -57,6 +57,7 @@ class SourceSide:
         self._owner: AgentClient | None = None
         self._pool = ThreadPoolExecutor(1)
         self._listening: socket.socket | None = None
+        self._frozen: Future[None] = Future()
         self._written: Future[None] = Future()
         """Done when CRIU has written all images, or failed."""
         self._early = 0
@@ -87,7 +88,7 @@ class SourceSide:
             users = [int(each["pid"]) for found in known for each in found["contexts"]]
         processes.check(self.container, info.pid, users)
         config = read_json(Path(info.bundle) / "config.json")
-        own, _ = bundles.network_namespace(config)
+        own, _ = ocispec.network_namespace(config)
         if not own:
             mend = "give it a network namespace of its own"
             raise EngineError(
@@ -130,7 +131,7 @@ class SourceSide:
         """The container's namespace if it was given by path."""
         if self._netns is None:
             info = self.engine.info(self.container)
-            self._netns = bundles.network_namespace(read_json(Path(info.bundle) / "config.json"))[1]
+            self._netns = ocispec.network_namespace(read_json(Path(info.bundle) / "config.json"))[1]
         return self._netns
 
     def interfaces(self) -> list[network.Interface]:
@@ -322,9 +323,14 @@ class SourceSide:
         try:
             return self._dump()
         except BaseException as exc:
-            if not self._written.done():
-                self._written.set_exception(exc)
+            for each in (self._frozen, self._written):
+                if not each.done():
+                    each.set_exception(exc)
             raise
+
+    def frozen(self) -> None:
+        """Wait until the dump has frozen the container. Raises what the dump raised."""
+        self._frozen.result()
 
     def _dump(self) -> dict[str, Any]:
         started = time.monotonic()
@@ -332,6 +338,7 @@ class SourceSide:
         frozen = _ms(started)
         if self._lock is not None:
             self._lock.lock()
+        self._frozen.set_result(None)
         known: Future[list[network.Neighbour]] = self._pool.submit(self._neighbours)
         env = dict(self.engine.runc.env)
         env["CRIU_CONFIG_FILE"] = str(self.where / "criu.conf")

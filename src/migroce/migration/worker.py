@@ -212,7 +212,7 @@ class Worker:
     @contextlib.contextmanager
     def _hurry(self, migration: str, method: str) -> Iterator[None]:
         """Before others from what makes a container stand still until it runs again, here or elsewhere."""
-        if method in ("stop", "dump", "prepare_rdma", "restore") and migration not in self._urgent:
+        if method in ("stop", "dump", "prepare_rdma", "begin", "restore") and migration not in self._urgent:
             self._urgent.add(migration)
             urgency.begin()
         if method in ("commit", "retire"):

@@ -20,7 +20,6 @@ def text(*, asked: bool = False) -> str:
         f"#!{sys.executable} -IS\n"
         "import sys\n"
         f"sys.path.insert(0, {str(_PACKAGE_PARENT)!r})\n"
-        "sys.dont_write_bytecode = True\n"
         "from migroce.runtime import main\n"
         f"main({'asked=True' if asked else ''})\n"
     )

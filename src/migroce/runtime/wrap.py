@@ -24,18 +24,20 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from migroce import criu, inject, paths
 from migroce.agent.client import AgentClient
 from migroce.agent.errors import AgentError
-from migroce.engines import bundle as bundles
-from migroce.engines.cgroup import Freezer
-from migroce.engines.context import read_json, write_json
+from migroce.engines import ocispec
+from migroce.engines.files import read_json, write_json
 from migroce.errors import MigroceError
-from migroce.runtime import become, runtime
+from migroce.runtime import become, gate, runtime
 from migroce.runtime.commandline import CommandLine
 from migroce.runtime.guard import Guard
+
+if TYPE_CHECKING:
+    from migroce.engines.cgroup import Freezer
 
 ANNOTATION = "migroce"
 """Set to "off" (as an annotation, or as the environment variable MIGROCE), a container stays as it is; set to
@@ -120,7 +122,7 @@ def _forget(container: str) -> None:
     """Let the agent forget a container; one that does not answer will find it gone by itself."""
     with contextlib.suppress(AgentError), AgentClient(agent_socket()) as agent:
         agent.container_remove(container)
-    for suffix in (".json", ".images"):
+    for suffix in (".json", ".images", ".gate"):
         with contextlib.suppress(OSError):
             _record(container).with_suffix(suffix).unlink()
     with contextlib.suppress(OSError):
@@ -188,7 +190,7 @@ def _choose_interface(config: dict[str, Any]) -> None:
     The default route may be another interface's, which other nodes do not reach: that of the gateway bridge
     beside an overlay network.
     """
-    own, path = bundles.network_namespace(config)
+    own, path = ocispec.network_namespace(config)
     env = config["process"].setdefault("env", [])
     if own and path is None and not any(each.startswith(("MIGROCE_IFACE=", "MIGROCE_ADDR=")) for each in env):
         env.append("MIGROCE_IFACE=eth0")
@@ -196,7 +198,7 @@ def _choose_interface(config: dict[str, Any]) -> None:
 
 def _told(container: str, config: dict[str, Any]) -> Path:
     """Tell the agent of a new container; its directory."""
-    _, netns = bundles.network_namespace(config)
+    _, netns = ocispec.network_namespace(config)
     try:
         with AgentClient(agent_socket()) as agent:
             return agent.container_add(container, netns=str(netns) if netns else None)
@@ -296,6 +298,8 @@ def _explain(line: CommandLine, step: str) -> None:
 
 def _freezer(line: CommandLine) -> Freezer:
     """The container's freezer. Raises EngineError."""
+    from migroce.engines.cgroup import Freezer
+
     root = line.option("--root") or "/run/runc"
     state = read_json(Path(root) / line.container / "state.json")
     return Freezer.of(state.get("cgroup_paths") or {})
@@ -326,6 +330,7 @@ def _restore(line: CommandLine) -> int:
     env = criu.environment()
     chosen = _chosen_images(line.container)
     if chosen:
+        gate.wait(_record(line.container).with_suffix(".gate"))
         line.set_option("--image-path", chosen)
     images = Path(line.option("--image-path") or "checkpoint")
     beside = images / BESIDE
