@@ -71,6 +71,27 @@ def command(argv: Sequence[str], *, real_time: bool = False) -> list[str]:
     return ["nice", "-n", str(_NICENESS), *argv]
 
 
+@contextlib.contextmanager
+def nicer() -> Iterator[None]:
+    """Run what the calling thread starts meanwhile before others, for who has no process that has begun.
+
+    What is restored gets its own niceness again; its session is not weighed any more afterwards.
+    """
+    if not _wanted() or os.geteuid() != 0:
+        yield
+        return
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    _weigh(os.getpid(), _NICENESS)
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, min(before, _NICENESS))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, before)
+        _weigh(os.getpid(), 0)
+
+
 def _permitted() -> bool:
     return os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR
 

@@ -110,3 +110,31 @@ def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(urgency.VARIABLE, "0")
     with urgency.moment():
         assert _policy() == os.SCHED_OTHER
+
+
+def test_what_the_runtime_starts_is_nicer_and_its_session_weighed_only_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight = Path("/proc/self/autogroup")
+    code = (
+        "import os, subprocess, sys; from migroce import urgency\n"
+        "def say():\n"
+        f"    out = subprocess.run({SAY!r}, capture_output=True, text=True).stdout.split()[1]\n"
+        f"    path = {str(weight)!r}\n"
+        "    print(out, open(path).read().split()[-1] if os.path.exists(path) else '-')\n"
+        "say()\n"
+        "with urgency.nicer(): say()\n"
+        "say()\n"
+    )
+
+    def said() -> list[list[str]]:
+        out = subprocess.run(
+            ["setsid", "-w", sys.executable, "-c", code],
+            capture_output=True, check=True, text=True,
+        ).stdout  # fmt: skip
+        return [line.split() for line in out.splitlines()]
+
+    none, first = ("0", "-15") if weight.exists() else ("-", "-")
+    assert said() == [["0", none], ["-15", first], ["0", none]]
+    monkeypatch.setenv(urgency.VARIABLE, "0")
+    assert said() == [["0", none]] * 3

@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from migroce import criu
+from migroce import criu, urgency
 from migroce.agent.errors import AgentError
 from migroce.engines import dockerspec, runc
 from migroce.engines.cgroup import Freezer
@@ -219,10 +219,10 @@ class DockerSource(SourceSide):
         env = shim.environment()
         env["CRIU_CONFIG_FILE"] = str(self.where / "criu.conf")
         env[runc.DUMP_MARK] = self.id
-        argv = [
+        argv = urgency.command([
             *shim.runc(), "checkpoint", "--image-path", str(self.images), "--work-path", str(self.where),
             "--tcp-established", "--file-locks", "--ext-unix-sk", "--leave-running", shim.id,
-        ]  # fmt: skip
+        ], real_time=True)  # fmt: skip
         with subprocess.Popen(
             argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         ) as process:

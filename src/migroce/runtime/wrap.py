@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from migroce import criu, inject, paths
+from migroce import criu, inject, paths, urgency
 from migroce.agent.client import AgentClient
 from migroce.agent.errors import AgentError
 from migroce.engines import ocispec
@@ -263,7 +263,8 @@ def _stop_and_dump(line: CommandLine, env: dict[str, str], freezer: Freezer, bes
             beside.mkdir(mode=0o700, exist_ok=True)
             about = {"version": 1, "contexts": done["contexts"], "qps": done["qps"]}
             write_json(beside / "checkpoint.json", about)
-            status = _spawn(line, env, said)
+            with urgency.nicer():
+                status = _spawn(line, env, said)
             failed = status != 0
         finally:
             if failed:
@@ -361,7 +362,8 @@ def _restore(line: CommandLine) -> int:
 
 def _restore_detached(line: CommandLine, env: dict[str, str]) -> int:
     resume = Resume(line.container)
-    status = _spawn(line, env)
+    with urgency.nicer():
+        status = _spawn(line, env)
     if status:
         _explain(line, "restore")
         return status
