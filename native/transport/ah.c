@@ -34,6 +34,8 @@ int mg_av_check(const struct mg_engine *e, const struct ibv_ah_attr *a)
 	const struct mg_addr *src = mg_gid_at(e, a->grh.sgid_index);
 
 	/* RoCE routes by GID: there is always a GRH, from and to one address family. */
+	if (a->is_global && !src && a->grh.sgid_index && a->grh.sgid_index < MG_MAX_GID)
+		return ENODATA; /* an entry without an address; 0 has one, that is no source */
 	if (!a->is_global || !src || unset((const struct mg_addr *)a->grh.dgid.raw) ||
 	    mg_gid_is_v4(a->grh.dgid.raw) != mg_gid_is_v4(src->gid))
 		return EINVAL;

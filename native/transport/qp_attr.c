@@ -112,9 +112,10 @@ int mg_qp_check_attr(const struct mg_qp *qp, const struct ibv_qp_attr *a, int ma
 	if (mask & IBV_QP_PATH_MTU && (a->path_mtu < IBV_MTU_256 || a->path_mtu > IBV_MTU_4096 ||
 				       (128u << a->path_mtu) > e->cfg.max_path_mtu))
 		return EINVAL;
-	if (mask & IBV_QP_AV && (mg_av_check(e, &a->ah_attr) || a->ah_attr.port_num != 1 ||
-				 mg_gid_multicast(a->ah_attr.grh.dgid.raw)))
+	if (mask & IBV_QP_AV && (a->ah_attr.port_num != 1 || mg_gid_multicast(a->ah_attr.grh.dgid.raw)))
 		return EINVAL;
+	if (mask & IBV_QP_AV && mg_av_check(e, &a->ah_attr))
+		return mg_av_check(e, &a->ah_attr);
 	if (mask & IBV_QP_ACCESS_FLAGS && a->qp_access_flags & ~ACCESS_KNOWN)
 		return EINVAL;
 	if (mask & IBV_QP_DEST_QPN && (a->dest_qp_num < 2 || a->dest_qp_num > MG_QPN_MASK))

@@ -232,9 +232,7 @@ MGV_EXPORT int _ibv_query_gid_ex(struct ibv_context *context, uint32_t port_num,
 	if (!mgv_is_ours(context))
 		return MGV_FORWARD_INT(_ibv_query_gid_ex, context, port_num, gid_index, entry, flags,
 				       entry_size);
-	if (flags)
-		return EOPNOTSUPP;
-	if (!entry_size)
+	if (flags || !entry_size) /* there are no flags */
 		return EINVAL;
 	err = gid_entry(context, port_num, gid_index, &e);
 	if (err)
@@ -256,9 +254,7 @@ MGV_EXPORT ssize_t _ibv_query_gid_table(struct ibv_context *context, struct ibv_
 
 		return real ? real(context, entries, max_entries, flags, entry_size) : -ENOSYS;
 	}
-	if (flags)
-		return -EOPNOTSUPP;
-	if (!entry_size)
+	if (flags || !entry_size)
 		return -EINVAL;
 	for (uint32_t i = 0; i < N_GID; i++) {
 		if (gid_entry(context, PORT, i, &e))

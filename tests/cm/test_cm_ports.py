@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from cm_programs import ADDRESSES, CmPair
+from tests.cm.port_rules import ANY, RULES, V4, V6
 from tests.e2e.stage import Binder, built
 
-A, ANY, ANY6 = ADDRESSES[0], "0.0.0.0", "::"
+A = ADDRESSES[0]
 PORT = 7300
 
 
@@ -31,31 +32,14 @@ def two(pair: CmPair, agents: list[Path], tmp_path: Path) -> Iterator[tuple[Bind
         yield binders[0], binders[1]
 
 
-# What the first process has, what the second one gets when it binds an id with these options to that.
-CASES = [
-    ("tcp", A, "", "tcp", A, "", "EADDRINUSE"),
-    ("tcp", A, "", "udp", A, "", "0"),
-    ("udp", ANY, "", "udp", A, "", "EADDRNOTAVAIL"),
-    ("tcp", A, "", "tcp", ANY, "", "EADDRNOTAVAIL"),
-    ("tcp", ANY, "", "tcp", ANY, "", "EADDRNOTAVAIL"),
-    ("tcp", ANY, "", "tcp", ANY6, "", "EADDRNOTAVAIL"),
-    ("tcp", ANY, "", "tcp", ANY6, "only", "0"),
-    ("tcp", ANY, "", "tcp", "fd99::1", "", "EADDRNOTAVAIL"),
-    ("tcp", A, "", "tcp", "fd99::1", "", "0"),
-    ("tcp", "fd99::1", "", "tcp", ANY6, "only", "EADDRNOTAVAIL"),
-    ("tcp", ANY, "reuse", "tcp", ANY, "", "EADDRNOTAVAIL"),
-    ("tcp", ANY, "", "tcp", ANY, "reuse", "EADDRNOTAVAIL"),
-    ("tcp", ANY, "reuse", "tcp", ANY, "reuse", "0"),
-    ("tcp", A, "reuse", "tcp", A, "reuse", "0"),
-]
-
-
-@pytest.mark.parametrize(("ps", "address", "option", "ps2", "address2", "option2", "answer"), CASES)
+@pytest.mark.parametrize(("ps", "address", "option", "ps2", "address2", "option2", "answer"), RULES)
 def test_a_port_of_another_process_is_taken(
     two: tuple[Binder, Binder], ps: str, address: str, option: str, ps2: str, address2: str, option2: str,
     answer: str,
 ) -> None:  # fmt: skip
     one, other = two
+    own = {V4: A, V6: "fd99::1"}
+    address, address2 = own.get(address, address), own.get(address2, address2)
     for binder, space, set_option in ((one, ps, option), (other, ps2, option2)):
         assert binder.do("new", 0, space) == "0 0"
         if set_option:

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 PORT = 7000
-MULTICAST = ("239.1.1.1", "ff0e::101")
-"""Groups of the UD tests."""
+MULTICAST = ("239.1.1.1", "ff0e::101", "239.7.7.7")
+"""Groups of the UD tests, and of t_ud."""
 MODULES = (
     "virtio_pci", "virtio_net", "virtio_rng", "crc32_generic", "crc32_pclmul", "ib_core", "ib_uverbs",
     "ib_umad", "rdma_cm", "rdma_ucm", "rdma_rxe", "ipv6",

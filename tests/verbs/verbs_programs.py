@@ -17,7 +17,7 @@ FLAGS = (
 )  # fmt: skip
 PROGRAMS = (
     "t_device", "t_memory", "t_qp", "t_data", "t_errors", "t_events", "t_ex", "t_files", "t_threads",
-    "t_atomics", "t_modify", "t_post", "t_windows", "t_srq", "t_ud", "t_gone", "t_port", "t_fork",
+    "t_args", "t_atomics", "t_modify", "t_post", "t_windows", "t_srq", "t_ud", "t_gone", "t_port", "t_fork",
 )
 FORWARD = "t_forward"
 DLOPEN = "t_dlopen"

@@ -215,7 +215,7 @@ static void gids_are_roce_v2(void)
 	for (ssize_t i = 0; i < n; i++)
 		CHECK_EQ(table[i].gid_type, IBV_GID_TYPE_ROCE_V2);
 	CHECK_EQ(ibv_query_gid_table(ctx, table, 0, 0), -EINVAL);
-	CHECK_EQ(ibv_query_gid_table(ctx, table, 64, 1), -EOPNOTSUPP);
+	CHECK_EQ(ibv_query_gid_table(ctx, table, 64, 1), -EINVAL);
 
 	/* Empty entries: zeros from the old call, ENODATA from the new one. */
 	memset(&gid, 0xa5, sizeof(gid));
@@ -226,7 +226,7 @@ static void gids_are_roce_v2(void)
 	CHECK_EQ(ibv_query_gid(ctx, 1, -1, &gid), -1);
 	CHECK_EQ(ibv_query_gid(ctx, 2, 0, &gid), -1);
 	CHECK_EQ(ibv_query_gid_ex(ctx, 1, (uint32_t)p.gid_tbl_len, &e, 0), EINVAL);
-	CHECK_EQ(ibv_query_gid_ex(ctx, 1, 0, &e, 1), EOPNOTSUPP);
+	CHECK_EQ(ibv_query_gid_ex(ctx, 1, 0, &e, 1), EINVAL);
 	CHECK_EQ(ibv_close_device(ctx), 0);
 }
 

@@ -143,6 +143,17 @@ static enum ibv_qp_state state_of(struct ibv_qp *qp)
 	return a.qp_state;
 }
 
+/* Until then it leaves for ERR only. A driver may need a moment to see that there is nothing to drain. */
+static void wait_drained(struct ibv_qp *qp)
+{
+	struct ibv_qp_init_attr init;
+	struct ibv_qp_attr a;
+
+	do
+		CHECK_EQ(ibv_query_qp(qp, &a, IBV_QP_STATE, &init), 0);
+	while (a.sq_draining);
+}
+
 static void step(struct ibv_qp *qp, int type, enum ibv_qp_state from, enum ibv_qp_state to)
 {
 	CHECK_EQ(modify(qp, from, to, IBV_QP_STATE | find(from, to)->need[type]), 0);
@@ -196,8 +207,10 @@ static struct ibv_qp *qp_in(int type, enum ibv_qp_state state)
 	step(qp, type, IBV_QPS_RTR, IBV_QPS_RTS);
 	if (state == IBV_QPS_SQE)
 		break_sending(qp, type);
-	if (state == IBV_QPS_SQD)
+	if (state == IBV_QPS_SQD) {
 		step(qp, type, IBV_QPS_RTS, IBV_QPS_SQD);
+		wait_drained(qp);
+	}
 	CHECK_EQ(state_of(qp), state);
 	return qp;
 }

@@ -168,8 +168,10 @@ static void modify_checks_its_arguments(void)
 	BAD(x.path_mtu = 9);
 	BAD(x.ah_attr.is_global = 0);
 	BAD(x.ah_attr.grh.sgid_index = 99);
-	BAD(x.ah_attr.grh.sgid_index = 2);
-	BAD(x.ah_attr.grh.sgid_index = 0); /* the link-local one */
+	x = ok;
+	x.ah_attr.grh.sgid_index = 9;
+	CHECK_EQ(ibv_modify_qp(a.qp, &x, rtr), ENODATA); /* an empty entry */
+	BAD(x.ah_attr.grh.sgid_index = 0);		 /* the link-local one */
 	BAD(x.dest_qp_num = 1u << 24);
 	BAD(x.min_rnr_timer = 77);
 	CHECK_EQ(ibv_modify_qp(a.qp, &ok, rtr & ~IBV_QP_AV), EINVAL);

@@ -129,8 +129,8 @@ static void a_reply_finds_the_sender(void)
 	recv_at(x, 11, 2048);
 	ah = ah_to(NULL, 0x28);
 	CHECK_EQ(send_to(x, ah, y->qp_num, "question"), 0);
-	CHECK_EQ(ibv_destroy_ah(ah), 0); /* the request has a copy */
 	wc = wait_recv();
+	CHECK_EQ(ibv_destroy_ah(ah), 0);
 	CHECK_EQ(wc.wr_id, 10);
 	CHECK_EQ(wc.byte_len, GRH + 8);
 	CHECK_EQ(wc.src_qp, x->qp_num);
@@ -145,6 +145,24 @@ static void a_reply_finds_the_sender(void)
 	CHECK_EQ(wc.wr_id, 11);
 	CHECK(!memcmp(buf + 2048 + GRH, "answer", 6));
 	CHECK_EQ(ibv_destroy_ah(back), 0);
+	CHECK_EQ(ibv_destroy_qp(x), 0);
+	CHECK_EQ(ibv_destroy_qp(y), 0);
+	close_all();
+}
+
+static void a_posted_request_has_a_copy_of_its_handle(void)
+{
+	struct ibv_qp *x, *y;
+	struct ibv_ah *ah;
+
+	open_all();
+	x = make_qp();
+	y = make_qp();
+	recv_at(y, 10, 0);
+	ah = ah_to(NULL, 0);
+	CHECK_EQ(send_to(x, ah, y->qp_num, "question"), 0);
+	CHECK_EQ(ibv_destroy_ah(ah), 0);
+	CHECK_EQ(wait_recv().wr_id, 10);
 	CHECK_EQ(ibv_destroy_qp(x), 0);
 	CHECK_EQ(ibv_destroy_qp(y), 0);
 	close_all();
@@ -311,6 +329,7 @@ static void an_ah_keeps_its_pd(void)
 	CHECK_EQ(ibv_close_device(ctx), 0);
 }
 
-TV_MAIN(T(a_reply_finds_the_sender), T(the_extended_interface_names_the_destination),
-	T(every_member_of_a_group_gets_a_copy), T(a_member_may_do_without_its_own),
-	T(a_wrong_q_key_is_counted), T(closing_the_device_takes_members_along), T(an_ah_keeps_its_pd))
+TV_MAIN(T(a_reply_finds_the_sender), T(a_posted_request_has_a_copy_of_its_handle),
+	T(the_extended_interface_names_the_destination), T(every_member_of_a_group_gets_a_copy),
+	T(a_member_may_do_without_its_own), T(a_wrong_q_key_is_counted),
+	T(closing_the_device_takes_members_along), T(an_ah_keeps_its_pd))
