@@ -9,7 +9,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tests.e2e.stage import Check, Stage, wait_for
+from tests.e2e.stage import Check, Stage, built, wait_for
 
 from migroce import urgency
 
@@ -141,3 +141,20 @@ def test_other_ways_to_use_the_device_move_too(stage: Stage, options: tuple[str,
     check.client.move()
     check.more()
     check.finish()
+
+
+@pytest.mark.slow
+def test_many_threads_children_and_qps_in_every_state_move(stage: Stage) -> None:
+    """64 threads that poll; children that are born and end meanwhile; one with copies of everything."""
+    program = "/usr/local/bin/crowd"
+    files = {program: str(built("tests/workload/crowd"))}
+    box = stage.box("crowd", "a", [program, "64", "/stop"], files=files)
+    wait_for("its QPs", lambda: len(box.qps()) == 2 * 64 + 6)
+    for _ in range(4):
+        box.wait_for_traffic()
+        report = box.move()
+        assert (report.qps, report.warnings) == (2 * 64 + 6, [])
+    box.wait_for_traffic()
+    box.file("/stop").touch()
+    assert box.wait() == 0, box.log()
+    assert int(box.log().split()[0]) > 64
