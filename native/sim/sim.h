@@ -187,6 +187,11 @@ uint64_t sim_deadline(const struct sim_engine *e); /* world time, never before n
 void sim_after(struct sim_engine *e, bool lazy);   /* after any call into it: send, poll, check */
 void sim_poll_cq(struct mgs_world *w, int i);
 struct sim_engine *sim_engine_get(struct mgs_world *w, int i); /* NULL: no such */
+/* The same for pd, mr, mw, cq, qp, srq, xrcd. */
+#define SIM_GET(w, what, i) ((i) >= 0 && (i) < (w)->n_##what && (w)->what[i].what ? &(w)->what[i] : NULL)
+/* Room for one more, zeroed; its index. */
+#define SIM_SLOT(w, what) sim_slot((void **)&(w)->what, &(w)->n_##what, &(w)->cap_##what, sizeof(*(w)->what))
+int sim_slot(void **v, int *n, int *cap, size_t elem);
 extern const struct mg_ops sim_ops;
 
 /* link.c */

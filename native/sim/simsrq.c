@@ -7,20 +7,6 @@
 
 #define POST_MAX 64
 
-#define GET(w, what, i) ((i) >= 0 && (i) < (w)->n_##what && (w)->what[i].what ? &(w)->what[i] : NULL)
-
-/* The index of a new, zeroed element. */
-static int slot(void **v, int *n, int *cap, size_t elem)
-{
-	size_t c = (size_t)*cap;
-
-	*v = sim_grow(*v, (size_t)*n, &c, elem);
-	*cap = (int)c;
-	memset((char *)*v + (size_t)*n * elem, 0, elem);
-	return (*n)++;
-}
-#define SLOT(w, what) slot((void **)&(w)->what, &(w)->n_##what, &(w)->cap_##what, sizeof(*(w)->what))
-
 int mgs_xrcd_new(struct mgs_world *w, int engine)
 {
 	struct sim_engine *e = sim_engine_get(w, engine);
@@ -29,14 +15,14 @@ int mgs_xrcd_new(struct mgs_world *w, int engine)
 
 	if (!xrcd)
 		return -ENOMEM;
-	i = SLOT(w, xrcd);
+	i = SIM_SLOT(w, xrcd);
 	w->xrcd[i] = (struct sim_xrcd){xrcd, engine};
 	return i;
 }
 
 int mgs_xrcd_free(struct mgs_world *w, int xrcd)
 {
-	struct sim_xrcd *x = GET(w, xrcd, xrcd);
+	struct sim_xrcd *x = SIM_GET(w, xrcd, xrcd);
 	int rc = x ? mg_xrcd_destroy(x->xrcd) : EINVAL;
 
 	if (!rc)
@@ -47,9 +33,9 @@ int mgs_xrcd_free(struct mgs_world *w, int xrcd)
 int mgs_srq_new(struct mgs_world *w, int pd, int xrcd, int cq, uint32_t max_wr, uint32_t max_sge)
 {
 	struct ibv_srq_attr attr = {.max_wr = max_wr, .max_sge = max_sge};
-	struct sim_pd *p = GET(w, pd, pd);
-	struct sim_xrcd *x = GET(w, xrcd, xrcd);
-	struct sim_cq *c = GET(w, cq, cq);
+	struct sim_pd *p = SIM_GET(w, pd, pd);
+	struct sim_xrcd *x = SIM_GET(w, xrcd, xrcd);
+	struct sim_cq *c = SIM_GET(w, cq, cq);
 	struct mg_srq *srq;
 	int rc, i;
 
@@ -58,14 +44,14 @@ int mgs_srq_new(struct mgs_world *w, int pd, int xrcd, int cq, uint32_t max_wr, 
 	rc = mg_srq_create(p->pd, x ? x->xrcd : NULL, c ? c->cq : NULL, &attr, NULL, &srq);
 	if (rc)
 		return -rc;
-	i = SLOT(w, srq);
+	i = SIM_SLOT(w, srq);
 	w->srq[i] = (struct sim_srq){srq, p->engine};
 	return i;
 }
 
 int mgs_srq_free(struct mgs_world *w, int srq)
 {
-	struct sim_srq *s = GET(w, srq, srq);
+	struct sim_srq *s = SIM_GET(w, srq, srq);
 	int rc = s ? mg_srq_destroy(s->srq) : EINVAL;
 
 	if (!rc)
@@ -75,7 +61,7 @@ int mgs_srq_free(struct mgs_world *w, int srq)
 
 uint32_t mgs_srq_num(struct mgs_world *w, int srq)
 {
-	struct sim_srq *s = GET(w, srq, srq);
+	struct sim_srq *s = SIM_GET(w, srq, srq);
 
 	return s ? mg_srq_num(s->srq) : 0;
 }
@@ -83,7 +69,7 @@ uint32_t mgs_srq_num(struct mgs_world *w, int srq)
 int mgs_srq_modify(struct mgs_world *w, int srq, uint32_t max_wr, uint32_t limit)
 {
 	struct ibv_srq_attr attr = {.max_wr = max_wr, .srq_limit = limit};
-	struct sim_srq *s = GET(w, srq, srq);
+	struct sim_srq *s = SIM_GET(w, srq, srq);
 
 	return s ? -mg_srq_modify(s->srq, &attr, max_wr ? IBV_SRQ_MAX_WR | IBV_SRQ_LIMIT : IBV_SRQ_LIMIT)
 		 : -EINVAL;
@@ -93,7 +79,7 @@ int mgs_post_srq_recv(struct mgs_world *w, int srq, const struct mgs_wr *wr, int
 {
 	struct ibv_recv_wr list[POST_MAX], *bad = NULL;
 	struct ibv_sge sge[POST_MAX][34];
-	struct sim_srq *s = GET(w, srq, srq);
+	struct sim_srq *s = SIM_GET(w, srq, srq);
 	int rc;
 
 	*posted = 0;
@@ -119,10 +105,10 @@ int mgs_post_srq_recv(struct mgs_world *w, int srq, const struct mgs_wr *wr, int
 
 int mgs_qp_make(struct mgs_world *w, int engine, const struct mgs_parts *parts, struct mgs_caps *caps)
 {
-	struct sim_pd *pd = GET(w, pd, parts->pd);
-	struct sim_cq *scq = GET(w, cq, parts->send_cq), *rcq = GET(w, cq, parts->recv_cq);
-	struct sim_srq *srq = GET(w, srq, parts->srq);
-	struct sim_xrcd *xrcd = GET(w, xrcd, parts->xrcd);
+	struct sim_pd *pd = SIM_GET(w, pd, parts->pd);
+	struct sim_cq *scq = SIM_GET(w, cq, parts->send_cq), *rcq = SIM_GET(w, cq, parts->recv_cq);
+	struct sim_srq *srq = SIM_GET(w, srq, parts->srq);
+	struct sim_xrcd *xrcd = SIM_GET(w, xrcd, parts->xrcd);
 	struct sim_engine *e = sim_engine_get(w, engine);
 	struct mg_qp_parts p = {.pd = pd ? pd->pd : NULL,
 				.send_cq = scq ? scq->cq : NULL,
@@ -144,7 +130,7 @@ int mgs_qp_make(struct mgs_world *w, int engine, const struct mgs_parts *parts, 
 		return -rc;
 	*caps = (struct mgs_caps){attr.cap.max_send_wr, attr.cap.max_recv_wr, attr.cap.max_send_sge,
 				  attr.cap.max_recv_sge, attr.cap.max_inline_data};
-	i = SLOT(w, qp);
+	i = SIM_SLOT(w, qp);
 	w->qp[i] = (struct sim_qp){qp, engine};
 	return i;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* responder.h - what the parts of the responder share: responder.c, duplicate.c. */
+/* responder.h - what the parts of the responder share: responder.c, answer.c, duplicate.c. */
 #ifndef MG_RESPONDER_H
 #define MG_RESPONDER_H
 
@@ -15,6 +15,13 @@ bool mg_resp_read_allowed(const struct mg_qp *qp, const struct mg_hdrs *h);
 void mg_resp_deny_again(struct mg_qp *qp, uint32_t psn);
 /* Answer a READ or atomic, up to `last_psn`, when its turn comes; orig: an atomic's result. There is room. */
 struct mg_job *mg_resp_add_job(struct mg_qp *qp, uint32_t last_psn, const struct mg_hdrs *h, uint64_t orig);
+
+/*
+ * An XRC request names a queue of its QP's domain and runs in that queue's PD (IBA annex A14). Both
+ * stay NULL if there is none, and may be gone when the next request comes.
+ */
+void mg_resp_enter_xrc(struct mg_qp *qp, uint32_t srqn);
+void mg_resp_leave_xrc(struct mg_qp *qp);
 
 /* duplicate.c */
 /* What a READ (its last PSN aside), an atomic, an ATOMIC WRITE or a FLUSH names. */
