@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,19 +13,25 @@ from pathlib import Path
 
 import pytest
 from tests.interop import net, table
-from tests.interop.ends import End, Kernels, Ours
+from tests.interop.ends import V6, End, Kernels, Ours
 from tests.interop.guest import Guest
 from tests.interop.image import HERE, provide
 from tests.interop.matrix import ROWS, SCENARIOS
+from tests.interop.moves import Both
+
+from migroce.lab.api import Lab
 
 ROOT = HERE.parent.parent
 BUILD = ROOT / "build"
 WORK = ROOT / "build-interop"
 RESULTS = pytest.StashKey[table.Results]()
+MOVES = pytest.StashKey[list[str]]()
+"""A line for each test with moves."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RESULTS] = table.Results()
+    config.stash[MOVES] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -80,7 +87,7 @@ def programs(work: Path) -> dict[str, Path]:
     shared = [*flags, "-shared", "-fPIC"]
     subprocess.run(["cc", *shared, HERE / "c" / "gate.c", "-o", work / "gate.so"], check=True)
     workload = BUILD / "tests" / "workload"
-    return {"mgerr": mgerr, **{name: workload / name for name in ("mgcheck", "udcheck", "target")}}
+    return {"mgerr": mgerr, **{name: workload / name for name in ("mgcheck", "udcheck", "cmcheck", "target")}}
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +120,7 @@ def _capture(ends: tuple[Ours, Kernels], request: pytest.FixtureRequest) -> Iter
     if not directory:
         yield
         return
-    name = "".join(each if each.isalnum() else "-" for each in request.node.name.removeprefix('test_'))[-160:]
+    name = "".join(each if each.isalnum() else "-" for each in request.node.name.removeprefix("test_"))[-160:]
     path = Path(directory) / f"{name}.pcap"
     path.parent.mkdir(parents=True, exist_ok=True)
     argv = ["tcpdump", "-U", "-s", "160", "-B", "16384", "-i", "tap0", "-w", str(path), "udp port 4791"]
@@ -132,3 +139,31 @@ def direction(request: pytest.FixtureRequest, ends: tuple[Ours, Kernels]) -> tup
     return (ours, kernels) if request.param.endswith("to migroce") else (kernels, ours)
 
 
+@pytest.fixture(scope="session")
+def lab(ends: tuple[Ours, Kernels]) -> Iterator[Lab]:
+    """A lab of two nodes; the emulated machine is plugged into node-a."""
+    for family, address in net.LAB.items():
+        argv = ["ip", "addr", "replace", f"{address}/{net.PREFIXES[family]}", "dev", "data0"]
+        ended = ends[1].guest.run(argv + (["nodad"] if family == V6 else []))
+        assert ended.status == 0, ended.output
+    up = Lab.up(f"iop-{os.getpid()}")
+    try:
+        with net.plugged_into(f"migroce-{up.name}.node-a"):
+            yield up
+    finally:
+        up.down()
+
+
+@pytest.fixture
+def stage(lab: Lab, ends: tuple[Ours, Kernels], request: pytest.FixtureRequest) -> Iterator[Both]:
+    """Containers and the machine's programs; what the moves cost is told at the end of the run."""
+    with contextlib.closing(Both(lab, ends[1])) as it:
+        yield it
+        if it.blackouts:
+            request.config.stash[MOVES].append(f"{request.node.name}: {it.summary()}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What each move cost."""
+    for line in config.stash[MOVES]:
+        terminalreporter.write_line(line)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tests.interop.ends import V4, V6
-from tests.interop.guest import MTU, TAP
+from tests.interop.guest import DATA_MAC, MTU, TAP
 
 BRIDGE = "br0"
 OURS = {V4: "10.77.0.1", V6: "fd77::1"}
@@ -47,6 +47,9 @@ def namespace() -> Iterator[None]:
         ip("addr", "add", f"{OURS[V4]}/24", "dev", BRIDGE)
         ip("addr", "add", f"{OURS[V6]}/64", "dev", BRIDGE, "nodad")
         ip("link", "set", BRIDGE, "up")
+        # The machine may be too slow to tell; of a burst to an unknown neighbour the kernel keeps 200 KB.
+        for address in KERNELS.values():
+            ip("neigh", "replace", address, "lladdr", DATA_MAC, "dev", BRIDGE, "nud", "permanent")
         yield
     finally:
         libc.setns(before, _CLONE_NEWNET)
@@ -79,13 +82,15 @@ def loss(received: int | None = None, sent: int | None = None) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def loss_on_the_cable(every: int | None) -> Iterator[None]:
+def loss_on_the_cable(every: int | None, family: int) -> Iterator[None]:
     """Lose every `every`th RoCE packet between a lab and the machine, in each direction; None: none."""
     if every is None:
         yield
         return
+    kind = {V4: "ip", V6: "ip6"}[family]
     rules = [
-        ("forward", f'iifname "{port}" ether type ip {_each(every)} counter drop') for port in (TAP, "cable0")
+        ("forward", f'iifname "{port}" ether type {kind} {_each(every)} counter drop')
+        for port in (TAP, "cable0")
     ]
     with _rules("bridge", _TABLE, rules, counted="lost"):
         yield
@@ -108,9 +113,7 @@ def _each(number: int) -> str:
 
 
 @contextlib.contextmanager
-def _rules(
-    family: str, table: str, rules: Iterable[tuple[str, str]], *, counted: str = ""
-) -> Iterator[None]:
+def _rules(family: str, table: str, rules: Iterable[tuple[str, str]], *, counted: str = "") -> Iterator[None]:
     """nftables rules as (hook, rule). `counted`: what each must have done to a packet in the end."""
     script = f"add table {family} {table}\n"
     for hook, rule in rules:  # a chain that is there already is fine
