@@ -63,3 +63,12 @@ def test_a_docker_that_there_is_not(release: str) -> None:
 def test_an_environment_that_is_none(env: str, why: str) -> None:
     done = CliRunner().invoke(app, ["lab", "run", "node-a", "c", "-e", env, "--", "true"])
     assert why in str(done.exception)
+
+
+@pytest.mark.root
+def test_taking_down_a_lab_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIGROCE_RUN_DIR", str(tmp_path / "run"))
+    done = CliRunner().invoke(app, ["lab", "down", "--lab", "no-such"])
+    assert done.exit_code == 0
+    assert done.output == "there is no lab no-such\n"
+    assert list(tmp_path.iterdir()) == []

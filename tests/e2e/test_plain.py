@@ -167,6 +167,8 @@ def test_a_container_that_the_user_made_with_runc_moves(stage: Stage, tmp_path: 
     box = Box(stage.lab, "users-own", "node-a", "")
     count = bundle / "rootfs" / "count"
     wait_for("counting", count.exists)
+    (shown,) = [info for info in node.call("list") if info["id"] == "users-own"]
+    assert shown["args"] == json.loads((bundle / "config.json").read_text())["process"]["args"]
     box.move("node-b")
     reached = int(count.read_text())
     wait_for("counting on", lambda: int(box.file("/count").read_text()) > reached + 5)

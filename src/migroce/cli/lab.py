@@ -73,11 +73,17 @@ def register(app: typer.Typer) -> None:
         name: Name = "lab",
         everything: Annotated[bool, typer.Option("--all", help="All labs.")] = False,
     ) -> None:
-        """Take a lab down with all its containers, also after a crash. Nothing stays behind."""
+        """Take a lab down with all its containers, also after a crash. Nothing stays behind.
+
+        One that is not there is said to be so; that is no error.
+        """
         from migroce.lab import api
 
-        for each in api.labs() if everything else [name]:
+        there = api.labs()
+        for each in there if everything else [name]:
             api.remove(each)
+            if each not in there:
+                typer.echo(f"there is no lab {each}", err=True)
 
     @lab.command()
     def status(json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:

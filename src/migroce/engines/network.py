@@ -114,7 +114,7 @@ def create(ctx: NodeContext, path: Path, interfaces: list[Interface], *, plugged
     try:
         netns.create(path.name)
     except OSError as exc:
-        raise EngineError("network", f"namespace {path} cannot be made: {exc.strerror}") from exc
+        raise EngineError("network", f"namespace {path} cannot be made: {exc.strerror or exc}") from exc
     try:
         in_netns(path, lambda: _create_inside(interfaces))
         if plugged:

@@ -209,7 +209,19 @@ class OciEngine:
             names.update(
                 path.name for path in self.ctx.bundles.iterdir() if (path / "container.json").is_file()
             )
-        return [self.info(name) for name in sorted(names)]
+        return [self._with_address(self.info(name)) for name in sorted(names)]
+
+    def _with_address(self, info: ContainerInfo) -> ContainerInfo:
+        """Of a running container that somebody else made, the first address of its namespace."""
+        if info.ip is not None or info.pid is None or not info.bundle:
+            return info
+        config = read_json(Path(info.bundle) / "config.json")
+        own, path = ocispec.network_namespace(config)
+        with contextlib.suppress(OSError):
+            for interface in network.inspect(path) if own and path is not None else ():
+                for address in interface.addresses:
+                    return dataclasses.replace(info, ip=address.partition("/")[0])
+        return info
 
     def require(self, container: str) -> ContainerInfo:
         """The container; raises EngineError if the node has none of that name."""
@@ -239,13 +251,15 @@ class OciEngine:
             status = "checkpointed"
         elif pid is None and exit_status is not None:
             status = "exited"
-        device = metadata.get("device")
-        if device is None and bundle is not None:
-            device = ocispec.agent_directory(read_json(bundle / "config.json")) is not None
+        device, args = metadata.get("device"), metadata.get("args")
+        if bundle is not None and (device is None or args is None):
+            config = read_json(bundle / "config.json")
+            device = ocispec.agent_directory(config) is not None if device is None else device
+            args = (config.get("process") or {}).get("args") if args is None else args
         return ContainerInfo(
             id=container, status=status, pid=pid, ip=metadata.get("ip"), bundle=str(bundle or ""),
             device=bool(device), managed=bundle == self.ctx.bundle(container), exit_status=exit_status,
-            args=tuple(metadata.get("args", ())), created=metadata.get("created"),
+            args=tuple(args or ()), created=metadata.get("created"),
         )  # fmt: skip
 
     def bundle_of(self, container: str, state: Mapping[str, Any] | None) -> Path | None:
