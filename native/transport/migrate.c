@@ -14,7 +14,7 @@
 #define PROBE_GAP_MAX (200 * MG_MS)
 #define IDLE_GAP (500 * MG_MS) /* of a paused QP with nothing to send, doubling to IDLE_GAP_MAX */
 #define IDLE_GAP_MAX (8 * MG_S)
-#define SILENCE_MAX (60 * MG_S) /* a stopped peer that nobody answers for: ordinary retries begin */
+#define SILENCE_MAX (120 * MG_S) /* a stopped peer that nobody answers for: ordinary retries begin */
 
 static uint64_t doubled(uint64_t gap, uint64_t max)
 {

@@ -170,7 +170,7 @@ class Check:
     ) -> None:
         program = "/usr/local/bin/mgcheck"
         mount = ["-v", f"{built('tests/workload/mgcheck')}:{program}:ro"]
-        own = [program, "--rate", str(rate), "--progress", "/progress", "--stall", "60", "--events"]
+        own = [program, "--rate", str(rate), "--progress", "/progress", "--stall", "150", "--events"]
         self.server = stage.box("server", server_on, own, *mount)
         client = [*own, "--seconds", "600", *options, self.server.ip]
         self.client = stage.box("client", client_on, client, *mount)

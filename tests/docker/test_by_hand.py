@@ -145,7 +145,7 @@ def mgcheck(*args: str) -> list[str]:
     """What to put behind `docker run` for one side of mgcheck."""
     program = "/usr/local/bin/mgcheck"
     mount = ["-v", f"{built('tests/workload/mgcheck')}:{program}:ro"]
-    own = [program, "--rate", "800", "--progress", "/progress", "--stall", "60", "--events"]
+    own = [program, "--rate", "800", "--progress", "/progress", "--stall", "150", "--events"]
     return [*mount, IMAGE, *args, *own]
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -36,3 +37,22 @@ def test_a_second_holder_of_an_address_is_found_beside_the_container_itself(firs
     assert engine.holder("net", "10.0.1.9", but="box") is None
     engine._client = _Api(None)  # type: ignore[assignment]
     assert engine.holder("net", "10.0.1.7", but="box") is None
+
+
+def test_whether_a_manager_of_the_swarm_can_be_reached() -> None:
+    engine = DockerEngine(context.machine())
+    with socket.create_server(("127.0.0.1", 0)) as manager:
+        here, closed = manager.getsockname()[1], _closed_port()
+        for addresses, answers in (
+            ([], False),
+            ([f"127.0.0.1:{closed}"], False),
+            ([f"127.0.0.1:{closed}", f"127.0.0.1:{here}"], True),
+        ):
+            managers = [{"NodeID": str(number), "Addr": each} for number, each in enumerate(addresses)]
+            engine.__dict__["about"] = {"Swarm": {"RemoteManagers": managers or None}}
+            assert engine.manager_answers() is answers
+
+
+def _closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as once:
+        return int(once.getsockname()[1])

@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 DEFAULT = "unix:///var/run/docker.sock"
 TIMEOUT = 600.0
 """Seconds for one request; a restore of many gigabytes is one."""
+_MANAGER_LIMIT = 1.0
+"""Seconds that a swarm's manager gets to take a connection."""
 RUNTIME = "migroce"
 """The OCI runtime that gives containers the device."""
 
@@ -157,6 +160,17 @@ class DockerEngine:
                 if each.get("EndpointIP") == ip and each.get("Name") != but:
                     return str(each.get("Name")), str((each.get("Info") or {}).get("Host IP"))
         return None
+
+    def manager_answers(self) -> bool:
+        """Whether a manager of the node's swarm can be reached now: who has none can attach nothing to it."""
+        for manager in (self.about.get("Swarm") or {}).get("RemoteManagers") or []:
+            host, _, port = str(manager["Addr"]).rpartition(":")
+            with (
+                contextlib.suppress(OSError, ValueError),
+                socket.create_connection((host.strip("[]"), int(port)), timeout=_MANAGER_LIMIT),
+            ):
+                return True
+        return False
 
     def volume(self, name: str) -> Json | None:
         """`docker volume inspect`, None if it is not there."""

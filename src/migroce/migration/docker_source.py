@@ -256,7 +256,18 @@ class DockerSource(SourceSide):
         have = (now.get("NetworkSettings") or {}).get("Networks") or {}
         for network, endpoint in dockerspec.endpoints(self.found).items():
             if network not in have:
+                self._check_manager(network)
                 self.docker.connect(network, self.found["Id"], endpoint)
+
+    def _check_manager(self, network: str) -> None:
+        """Refuse while the network is a swarm's without a manager. Raises EngineError.
+
+        Docker would wait for one, for 20 s and more, and not notice if it came back meanwhile.
+        """
+        scope = (self.docker.network(network) or {}).get("Scope")
+        if scope == "swarm" and not self.docker.manager_answers():
+            reason = f"{self.ctx.name} reaches no manager of the swarm of network {network}"
+            raise EngineError("network", reason, "see to the link between them")
 
     # -- the end -------------------------------------------------------------------------------------------
 
