@@ -160,3 +160,20 @@ def test_a_container_that_is_not_ours_is_checkpointed_as_it_was_asked(engine: En
     assert engine.called() == words
     assert engine.call("restore", "--image-path", "/i", "--bundle", "/b", "other").returncode == 0
     assert engine.called() == ["restore", "--image-path", "/i", "--bundle", "/b", "other"]
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "stays"),
+    [("ctrd-checkpoint123", 0, False), ("ctrd-checkpoint123", 1, True), ("ckpt1", 0, True)],
+)
+def test_what_containerd_unpacked_for_a_restore_does_not_stay_in_tmp(
+    engine: Engine, agent: AgentClient, name: str, status: int, stays: bool
+) -> None:
+    images = engine.tmp / name
+    (images / "migroce").mkdir(parents=True)
+    (images / "migroce/checkpoint.json").write_text('{"version": 1, "contexts": 0}')
+    (images / "pages-1.img").touch()
+    words = ["restore", "--detach", "--image-path", str(images), "--bundle", str(engine.bundle), "box"]
+    assert engine.call(*words, STATUS=str(status)).returncode == status
+    assert images.exists() == stays
+    assert known(agent) == ([] if status else ["box"])

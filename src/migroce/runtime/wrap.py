@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -329,11 +330,11 @@ def _engine_directory(bundle: Path) -> Path | None:
 
 def _restore(line: CommandLine) -> int:
     env = criu.environment()
-    chosen = _chosen_images(line.container)
+    chosen, given = _chosen_images(line.container), line.option("--image-path")
     if chosen:
         gate.wait(_record(line.container).with_suffix(".gate"))
         line.set_option("--image-path", chosen)
-    images = Path(line.option("--image-path") or "checkpoint")
+    images = Path(chosen or given or "checkpoint")
     beside = images / BESIDE
     if not (beside / "checkpoint.json").is_file():
         become(line.args, env)
@@ -357,7 +358,15 @@ def _restore(line: CommandLine) -> int:
             raise
         if status:
             _forget(line.container)
+        elif given:
+            _discard(Path(given))
     return status
+
+
+def _discard(images: Path) -> None:
+    """Remove images that containerd has unpacked for this one restore: it leaves them in /tmp for ever."""
+    if re.fullmatch(r"ctrd-checkpoint\d+", images.name) and not images.is_symlink():
+        shutil.rmtree(images, ignore_errors=True)
 
 
 def _restore_detached(line: CommandLine, env: dict[str, str]) -> int:
