@@ -24,8 +24,8 @@ from .world import World
 
 LIMIT = 20 * S
 """Virtual time within which everything must be done after the last thing that a schedule asks for."""
-LIMIT_MISTAKEN = 70 * S
-"""Likewise with a mistake: somebody may wait for a minute for a peer that has broken off."""
+LIMIT_MISTAKEN = 130 * S
+"""Likewise with a mistake: somebody may wait for two minutes for a peer that has broken off."""
 LIMIT_PLAIN = 1000 * S
 """Likewise with peers that do not know of each other's extension: a lost tail costs them
 the standard's time, 67 ms each on a bad link."""
