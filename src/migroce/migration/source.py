@@ -297,7 +297,9 @@ class SourceSide:
         streams.send_record(sock, {"what": "shm", "remove": []})
         info = self.engine.info(self.container)
         root = Path(info.bundle) / bundles.SHM
-        names = sorted(tree.scan(root).entries) if info.managed and root.is_dir() else []
+        if not (info.managed and root.is_dir()):
+            root = self.images  # that is there; nothing is taken from it
+        names = [] if root == self.images else sorted(tree.scan(root).entries)
         with streams.writer(sock) as target:
             return tree.pack(root, names, target)
 
