@@ -176,7 +176,7 @@ struct mgs_engine_config {
 	uint32_t tx_batch;     /* 1..64 packets asked from mg_tx at once */
 	uint32_t id_mode;      /* IPv4 id: 0 zero, 1 counts within a batch (GSO), 2 random */
 	uint32_t early_timer;  /* ppm of steps with a needless mg_timer call */
-	uint32_t rsv;
+	uint32_t train;	       /* nothing is sent within a receive batch, as if it were one GRO train */
 };
 int mgs_engine_new(struct mgs_world *w, const struct mgs_engine_config *cfg);
 void mgs_engine_free(struct mgs_world *w, int engine); /* with all it holds, as when a process dies */

@@ -289,7 +289,8 @@ void sim_after(struct sim_engine *e, bool lazy)
 	if (lazy && (e->cfg.batch_window || more_now(e))) {
 		const uint64_t at = w->now + e->cfg.batch_window;
 
-		pump(e, MG_TX_LAZY);
+		if (!e->cfg.train)
+			pump(e, MG_TX_LAZY);
 		if (e->flush_at > at)
 			e->flush_at = at;
 	} else {

@@ -14,7 +14,7 @@
 
 #define ACK_BATCH 16 /* requests acknowledged together at most, while more keep coming */
 
-static void end_job(struct mg_responder *r)
+void mg_resp_end_job(struct mg_responder *r)
 {
 	r->job_head = (r->job_head + 1) % r->n_jobs;
 	r->job_fill--;
@@ -38,7 +38,7 @@ static bool tx_read(struct mg_qp *qp, struct mg_pkt *p)
 		mg_resp_leave_xrc(qp);
 	if (n && !from && j->again) {
 		mg_resp_deny_again(qp, j->psn);
-		end_job(r);
+		mg_resp_end_job(r);
 		return false;
 	}
 	if (n && !from) {
@@ -62,7 +62,7 @@ static bool tx_read(struct mg_qp *qp, struct mg_pkt *p)
 	j->left -= n;
 	j->psn = (j->psn + 1) & MG_PSN_MASK;
 	if (last)
-		end_job(r);
+		mg_resp_end_job(r);
 	return true;
 }
 
@@ -79,7 +79,7 @@ static void tx_atomic(struct mg_qp *qp, struct mg_pkt *p)
 	h.atomic_orig = j->orig;
 	p->n_iov = 0;
 	mg_pkt_finish(qp, p, &h, 0);
-	end_job(r);
+	mg_resp_end_job(r);
 }
 
 static bool tx_answer(struct mg_qp *qp, struct mg_pkt *p)

@@ -89,7 +89,7 @@ static void duplicate_atomic(struct mg_qp *qp, const struct mg_hdrs *h)
 		if (s->opcode != h->opcode || s->first_psn != h->psn)
 			continue;
 		if (s->rkey == same.rkey && s->va == same.va && restart_jobs(r, h->psn)) {
-			mg_resp_add_job(qp, h->psn, h, s->atomic_orig);
+			mg_resp_add_job(qp, h->psn, h, s->atomic_orig)->again = true;
 			answered_again(r, h->psn);
 		}
 		return;

@@ -287,6 +287,17 @@ bool mg_resp_read_allowed(const struct mg_qp *qp, const struct mg_hdrs *h)
 							   IBV_ACCESS_REMOTE_READ));
 }
 
+/*
+ * A READ or atomic that has not come before: false, if it is more than we granted. Whoever asks for one more has
+ * the answer to the oldest, also where that has come again meanwhile and waits to be answered again.
+ */
+static bool room_for_one(struct mg_responder *r)
+{
+	if (r->job_fill && r->job_fill == r->n_jobs && r->jobs[r->job_head].again)
+		mg_resp_end_job(r);
+	return r->job_fill < r->n_jobs;
+}
+
 static void rx_read(struct mg_qp *qp, const struct mg_hdrs *h)
 {
 	struct mg_responder *r = &qp->resp;
@@ -295,7 +306,7 @@ static void rx_read(struct mg_qp *qp, const struct mg_hdrs *h)
 	struct mg_resource res;
 
 	/* Not offered, more at once than we granted, or longer than a message may be (IBA 9.7.4.1.5). */
-	if (!(qp->access & IBV_ACCESS_REMOTE_READ) || r->job_fill == r->n_jobs || h->reth.length > 1u << 31) {
+	if (!(qp->access & IBV_ACCESS_REMOTE_READ) || !room_for_one(r) || h->reth.length > 1u << 31) {
 		mg_resp_refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
 		return;
 	}
@@ -317,7 +328,7 @@ static void rx_atomic(struct mg_qp *qp, const struct mg_hdrs *h)
 	uint64_t orig;
 	uint8_t refused;
 
-	if (r->job_fill == r->n_jobs) {
+	if (!room_for_one(r)) {
 		mg_resp_refuse(qp, MG_NAK_INVALID_REQ, IBV_WC_SUCCESS);
 		return;
 	}

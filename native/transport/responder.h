@@ -15,6 +15,8 @@ bool mg_resp_read_allowed(const struct mg_qp *qp, const struct mg_hdrs *h);
 void mg_resp_deny_again(struct mg_qp *qp, uint32_t psn);
 /* Answer a READ or atomic, up to `last_psn`, when its turn comes; orig: an atomic's result. There is room. */
 struct mg_job *mg_resp_add_job(struct mg_qp *qp, uint32_t last_psn, const struct mg_hdrs *h, uint64_t orig);
+/* The oldest of them is answered, or need not be. */
+void mg_resp_end_job(struct mg_responder *r);
 
 /*
  * An XRC request names a queue of its QP's domain and runs in that queue's PD (IBA annex A14). Both

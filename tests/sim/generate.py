@@ -150,12 +150,13 @@ def _address(place: int, engine: int, v6: bool) -> str:
 
 
 def _host(d: Draw, address: str, slot: int, slots: int) -> Host:
-    return Host(
+    host = Host(
         address, cq_mode=d.pick((CqMode.POLL, CqMode.EVENT)), shared_cq=d.chance(40), slot=slot, slots=slots,
         clock=d.integer(0, 1 << 62) if d.chance(50) else 0,
         batch_window=d.pick((0, 2 * US, 20 * US)), timer_slack=d.pick((0, 50 * US, 2 * MS)),
         tx_batch=d.pick((16, 1, 2, 64)), id_mode=d.pick((1, 0, 2)), early_timer=1000 if d.chance(20) else 0,
     )  # fmt: skip
+    return replace(host, train=host.id_mode == 1 and host.batch_window > 0)
 
 
 def _move(d: Draw, engine: int, n: int, lenient: int, may_relocate: bool, v6: bool) -> Move:

@@ -117,7 +117,7 @@ class Run:
         proc.engine = self.world.engine(
             h.address, qpn_base=base, qpn_count=count, slot=h.slot, seed=self.schedule.seed * 31 + i + 1,
             clock_offset=h.clock, arena=size, batch_window=h.batch_window, timer_slack=h.timer_slack,
-            tx_batch=h.tx_batch, id_mode=h.id_mode, early_timer=h.early_timer,
+            tx_batch=h.tx_batch, id_mode=h.id_mode, early_timer=h.early_timer, train=h.train,
         )  # fmt: skip
         proc.arena.model = bytearray(size)
         proc.pd = proc.engine.pd()

@@ -139,6 +139,7 @@ class Host:
     tx_batch: int = 16
     id_mode: int = 1
     early_timer: int = 0
+    train: bool = False
 
 
 @dataclass(frozen=True, slots=True)

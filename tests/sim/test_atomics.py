@@ -11,7 +11,7 @@ from migroce import dump as dumps
 from migroce.wire import AtomicEth, Op, Packet, build_body
 
 from .pair import Node, Pair
-from .records import MS, Action, Link, S, Sge, VerbsError, Wr
+from .records import MS, US, Action, Link, S, Sge, VerbsError, Wr
 from .test_srq import Two
 from .verbs import ALL_ACCESS, Event, QpState, SendFlag, WcOpcode, WcStatus, WrOpcode
 
@@ -336,6 +336,33 @@ def test_a_depth_in_sqd_is_no_lower_than_what_is_under_way() -> None:
         w.a.qp.modify(QpState.SQD, replace(w.a.path, max_rd_atomic=1))
         w.a.qp.modify(QpState.RTS)
         w.echo()
+
+
+@pytest.mark.parametrize("op", [WrOpcode.RDMA_READ, FETCH_ADD], ids=["read", "atomic"])
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_copy_that_comes_in_one_go_with_what_is_asked_next_takes_nobody_s_place(
+    op: WrOpcode, limit: int
+) -> None:
+    """Who asks for one more has the answer to the oldest, also where a copy of it waits to be answered."""
+    train = {"batch_window": 50 * US, "train": True}
+    with Pair(max_rd_atomic=limit, max_dest_rd_atomic=limit, engine=train) as w:
+        w.settle()
+        word = _word(w.b, 1)
+        asked = Op.READ_REQ if op == WrOpcode.RDMA_READ else Op.FETCH_ADD
+
+        def ask(first: int) -> None:
+            for n in range(limit):
+                w.a.post(first + n, op, [w.a.space(8)], compare_add=1, **w.b.remote(word))
+
+        w.rule(Action.DUP, asked, count=limit, delay=200 * US)
+        ask(0)
+        w.go(205 * US)  # the copies are on their way
+        assert len(w.a.wcs) == limit
+        ask(limit)
+        w.go()
+        assert w.b.engine.counters()["duplicates"] == limit
+        assert w.a.done() == [(n, 0) for n in range(2 * limit)]
+        assert [e for e in w.events() if e.type != Event.COMM_EST] == []
 
 
 # ---- hostile ------------------------------------------------------------------------------------

@@ -329,7 +329,7 @@ class World:
         self, address: str = "10.0.0.1", *, qpn_base: int = 0, qpn_count: int = 1 << 24, slot: int = 0,
         max_mtu: int = 4096, seed: int = 1, clock_offset: int = 0, arena: int = 1 << 20,
         batch_window: int = 0, timer_slack: int = 0, tx_batch: int = 16, id_mode: int = 1,
-        early_timer: int = 0,
+        early_timer: int = 0, train: bool = False,
     ) -> Engine:  # fmt: skip
         """A new engine; the parameters are those of struct mgs_engine_config."""
         address_gid = gid(address)
@@ -338,6 +338,7 @@ class World:
             (
                 list(address_gid), qpn_base, qpn_count, slot, max_mtu, seed & NEVER, clock_offset & NEVER,
                 arena, batch_window, timer_slack, tx_batch, id_mode, early_timer,
+                train,
             ),
         )  # fmt: skip
         index = check(self.lib.mgs_engine_new(self.ptr, cfg))
