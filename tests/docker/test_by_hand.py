@@ -271,6 +271,15 @@ def test_a_checkpoint_that_leaves_it_running(checked: Hand) -> None:
     finish(hand, hand.a)
 
 
+def test_a_paused_container_stands_still_and_goes_on(checked: Hand) -> None:
+    hand = checked
+    hand.docker(hand.a, "pause", "cont-moving")
+    assert hand.inspect(hand.a, "cont-moving")["State"]["Status"] == "paused"
+    hand.docker(hand.a, "unpause", "cont-moving")
+    more(hand, hand.b, "cont-static")
+    finish(hand, hand.a)
+
+
 def test_a_failed_checkpoint_changes_nothing(hand: Hand, tmp_path: Path) -> None:
     connect = 'socket(S,AF_UNIX,SOCK_STREAM,0); connect(S,sockaddr_un("/s/s")) or die; exec @ARGV'
     outside = ["perl", "-MSocket", "-e", "$^F=9; " + connect]  # a connection to the host: CRIU refuses

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # typing takes as long to import as all the rest
 
 WITH_VALUE = frozenset(("--root", "--log", "--log-format", "--criu", "--rootless", "--cgroup-manager"))
 """Global options of runc and crun that are followed by a value."""
-OURS = frozenset(("create", "run", "exec", "checkpoint", "restore", "delete", "resume"))
+OURS = frozenset(("create", "run", "exec", "checkpoint", "restore", "delete", "pause", "resume"))
 
 
 def split(args: list[str]) -> int:

@@ -18,6 +18,7 @@ _FLAGS = {
         "--no-subreaper", "--no-pivot", "--auto-dedup", "--lazy-pages", "--link-remap",
     },
     "delete": {"--force", "-f"},
+    "pause": set(),
     "resume": set(),
 }  # fmt: skip
 """Options without a value; every other one has one, behind it or after '='."""

@@ -6,6 +6,7 @@ exec            what is executed in such a container gets the device too
 checkpoint      its RDMA contexts are stopped, their dumps stored beside CRIU's images; if it fails or the
                 container is left running, they are resumed
 restore         the agent gets the dumps, the container its mount; RDMA goes on with the first instruction
+pause           waits longer for the container to stand still than runc does
 resume          of a container that a checkpoint has already let go on, is no error
 delete          the agent forgets the container
 
@@ -307,6 +308,21 @@ def _freezer(line: CommandLine) -> Freezer:
     return Freezer.of(state.get("cgroup_paths") or {})
 
 
+def _pause(line: CommandLine) -> int:
+    """Freeze; containerd asks for that before each checkpoint.
+
+    With version 1 of cgroups runc gives up after some ten milliseconds ("unable to freeze"); threads that
+    wait for a busy CPU may take longer.
+    """
+    if _bundle_of(line.container) is None:
+        become(line.args)
+    freezer = _freezer(line)
+    if freezer.frozen():
+        become(line.args)  # to say so
+    freezer.freeze()
+    return 0
+
+
 def _resume(line: CommandLine) -> int:
     if _bundle_of(line.container) is None or _freezer(line).frozen():
         become(line.args)
@@ -429,6 +445,7 @@ _COMMANDS = {
     "exec": _exec,
     "checkpoint": _checkpoint,
     "restore": _restore,
+    "pause": _pause,
     "resume": _resume,
     "delete": _delete,
 }
