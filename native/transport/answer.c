@@ -115,7 +115,7 @@ enum mg_tx_result mg_resp_tx(struct mg_qp *qp, unsigned flags, struct mg_pkt *p)
 	struct mg_responder *r = &qp->resp;
 	uint8_t syndrome;
 
-	while (r->job_fill && qp->state != IBV_QPS_ERR)
+	while (r->job_fill && (qp->state != IBV_QPS_ERR || r->nak))
 		if (tx_answer(qp, p))
 			return MG_TX_PACKET;
 	if (r->denied && qp->state != IBV_QPS_ERR) {

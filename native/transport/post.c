@@ -221,7 +221,7 @@ int mg_post_recv(struct mg_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **
 	if (err && bad)
 		*bad = wr;
 	if (qp->state == IBV_QPS_ERR)
-		mg_resp_flush(qp);
+		mg_recv_flush(qp);
 	return err;
 }
 

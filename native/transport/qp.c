@@ -323,8 +323,6 @@ int mg_qp_query(struct mg_qp *qp, struct ibv_qp_attr *attr, int mask, struct ibv
 
 void mg_qp_error(struct mg_qp *qp)
 {
-	uint8_t nak = qp->resp.nak;
-
 	if (qp->state == IBV_QPS_ERR)
 		return;
 	qp->state = IBV_QPS_ERR;
@@ -333,10 +331,8 @@ void mg_qp_error(struct mg_qp *qp)
 	mg_resp_flush(qp);
 	if (qp->srq && !qp->xrcd) /* the queue may lose its last QP now: no more will be taken for this one */
 		qp->e->ops->async_event(qp->e->arg, IBV_EVENT_QP_LAST_WQE_REACHED, qp);
-	if (nak) { /* the peer is still told why */
-		qp->resp.nak = nak;
+	if (qp->resp.nak)
 		mg_qp_ready(qp);
-	}
 }
 
 void mg_qp_fatal(struct mg_qp *qp, enum ibv_event_type event)

@@ -51,9 +51,9 @@ void mg_resp_flush(struct mg_qp *qp)
 	struct mg_responder *r = &qp->resp;
 
 	mg_recv_flush(qp);
-	r->job_fill = 0;
+	if (!r->nak) /* the peer is still told why; what came before the refused request is answered first */
+		r->job_fill = 0;
 	r->ack_pending = r->dup_pending = r->dup_left = r->denied = false;
-	r->nak = 0;
 	r->opcode = MG_RESP_IDLE;
 }
 

@@ -278,3 +278,23 @@ def test_a_plain_peer_that_is_heard_otherwise_gets_more_time(strip: int, heard: 
             assert w.a.done() == []
         w.go(30 * MS)
         assert w.a.done()[:1] == [(1, WcStatus.RETRY_EXC_ERR)]
+
+
+@pytest.mark.parametrize("op", [READ, FETCH_ADD], ids=["read", "atomic"])
+def test_what_came_before_a_refused_request_in_one_go_is_answered_first(op: WrOpcode) -> None:
+    """Also if the receiver posts meanwhile, to a QP that is in ERR by then."""
+    with Pair(engine={"batch_window": 50 * US, "train": True}) as w:
+        w.settle()
+        at = w.b.put((7).to_bytes(8, "little"))
+        into = w.a.space(8)
+        w.a.post(1, op, [into], compare_add=1, **w.b.remote(at))
+        w.a.post(2, WRITE, [w.a.put(b"x")], **_bad_rkey(w, at))
+        w.go(70 * US)  # a has sent, b has refused and not yet answered
+        assert w.b.qp.state() == QpState.ERR
+        assert w.a.wcs == []
+        w.b.recv(3, 8)
+        w.go(1 * S)
+        assert w.a.done() == [(1, 0), (2, WcStatus.REM_ACCESS_ERR)]
+        assert w.a.get(into) == (7).to_bytes(8, "little")
+        assert w.b.done() == [(3, WcStatus.WR_FLUSH_ERR)]
+        assert _events(w, w.b) == [Event.QP_ACCESS_ERR]
