@@ -6,8 +6,8 @@ exec            what is executed in such a container gets the device too
 checkpoint      its RDMA contexts are stopped, their dumps stored beside CRIU's images; if it fails or the
                 container is left running, they are resumed
 restore         the agent gets the dumps, the container its mount; RDMA goes on with the first instruction
-pause           waits longer for the container to stand still than runc does
-resume          of a container that a checkpoint has already let go on, is no error
+pause           its RDMA contexts are stopped, so that peers wait; dumps that a checkpoint can take
+resume          they go on; of a container that a checkpoint has already let go on, is no error
 delete          the agent forgets the container
 
 What is known of a container between commands is in `<agent's directory>/runtime/<id>.json`. A link
@@ -127,6 +127,8 @@ def _forget(container: str) -> None:
     for suffix in (".json", ".images", ".gate"):
         with contextlib.suppress(OSError):
             _record(container).with_suffix(suffix).unlink()
+    with contextlib.suppress(MigroceError):
+        shutil.rmtree(_paused(container), ignore_errors=True)
     with contextlib.suppress(OSError):
         records().rmdir()
 
@@ -253,18 +255,22 @@ def _checkpoint(line: CommandLine) -> int:
 
 def _stop_and_dump(line: CommandLine, env: dict[str, str], freezer: Freezer, beside: Path) -> int:
     said = os.memfd_create("stderr")
+    paused = _paused(line.container)  # mostly: containerd pauses what it is about to checkpoint
     with AgentClient(agent_socket()) as agent:
-        freezer.thaw()  # containerd pauses what it is about to checkpoint; the processes have work to do
-        try:
-            done = agent.container_stop(line.container, beside, timeout_ms=STOP_MS)
-        except AgentError as exc:
-            raise MigroceError(f"{exc}; the container runs on") from exc
+        done: dict[str, Any] = {}
+        if not paused.is_dir():
+            freezer.thaw()  # the processes have work to do
+            try:
+                done = agent.container_stop(line.container, beside, timeout_ms=STOP_MS)
+            except AgentError as exc:
+                raise MigroceError(f"{exc}; the container runs on") from exc
         failed = True
         try:
-            freezer.freeze()  # quicker than CRIU's own, which polls every 100 ms
-            beside.mkdir(mode=0o700, exist_ok=True)
-            about = {"version": 1, "contexts": done["contexts"], "qps": done["qps"]}
-            write_json(beside / "checkpoint.json", about)
+            if paused.is_dir():
+                shutil.move(paused, beside)
+            else:
+                freezer.freeze()  # quicker than CRIU's own, which polls every 100 ms
+                _note_stop(beside, done)
             with urgency.nicer():
                 status = _spawn(line, env, said)
             failed = status != 0
@@ -308,25 +314,62 @@ def _freezer(line: CommandLine) -> Freezer:
     return Freezer.of(state.get("cgroup_paths") or {})
 
 
-def _pause(line: CommandLine) -> int:
-    """Freeze; containerd asks for that before each checkpoint.
+def _note_stop(dumps: Path, done: dict[str, Any]) -> None:
+    """Say beside the dumps what was stopped."""
+    dumps.mkdir(mode=0o700, exist_ok=True)
+    write_json(dumps / "checkpoint.json", {"version": 1, "contexts": done["contexts"], "qps": done["qps"]})
 
-    With version 1 of cgroups runc gives up after some ten milliseconds ("unable to freeze"); threads that
-    wait for a busy CPU may take longer.
+
+def _paused(container: str) -> Path:
+    """Where the dumps of a container are that was stopped by `pause`."""
+    return _record(container).with_suffix(".paused")
+
+
+def _pause(line: CommandLine) -> int:
+    """Stop the RDMA contexts, so that peers wait, and freeze: also for Docker's commit and checkpoint.
+
+    Contexts that cannot be stopped are frozen as they are. The freezing is not left to runc: with version
+    1 of cgroups it gives up after some ten milliseconds ("unable to freeze"); threads that wait for a CPU
+    take longer.
     """
     if _bundle_of(line.container) is None:
         become(line.args)
     freezer = _freezer(line)
     if freezer.frozen():
         become(line.args)  # to say so
-    freezer.freeze()
+    dumps = _paused(line.container)
+    shutil.rmtree(dumps, ignore_errors=True)
+    guard = Guard(lambda: _go_on(line.container, freezer))
+    try:
+        with contextlib.suppress(AgentError), AgentClient(agent_socket()) as agent:
+            _note_stop(dumps, agent.container_stop(line.container, dumps, timeout_ms=STOP_MS))
+        freezer.freeze()
+    except BaseException:
+        _go_on(line.container, freezer)
+        raise
+    finally:
+        guard.release()
     return 0
+
+
+def _go_on(container: str, freezer: Freezer) -> None:
+    """Undo `pause`, whatever of it was done."""
+    freezer.thaw()
+    with contextlib.suppress(AgentError), AgentClient(agent_socket()) as agent:
+        agent.container_resume(container, timeout_ms=RESUME_MS)
+    shutil.rmtree(_paused(container), ignore_errors=True)
 
 
 def _resume(line: CommandLine) -> int:
-    if _bundle_of(line.container) is None or _freezer(line).frozen():
+    if _bundle_of(line.container) is None:
         become(line.args)
-    return 0
+    stopped = _paused(line.container)
+    status = _spawn(line) if _freezer(line).frozen() else 0
+    if status == 0 and stopped.is_dir():
+        with AgentClient(agent_socket()) as agent:
+            agent.container_resume(line.container, timeout_ms=RESUME_MS)
+        shutil.rmtree(stopped)
+    return status
 
 
 def _engine_directory(bundle: Path) -> Path | None:
