@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,31 +74,40 @@ def environment(process: dict[str, Any]) -> None:
         env.append(f"MIGROCE_AGENT={_AGENT}")
 
 
-def _install(root: Path) -> None:
-    """Copy the library into a root file system, none of whose links is followed. Raises MigroceError."""
-    *parents, name = Path(LIBRARY).parts
+@contextlib.contextmanager
+def _directory(root: Path, *, make: bool) -> Iterator[int]:
+    """The library's directory in a root file system, none of whose links is followed. Raises OSError."""
     where = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for part in parents:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(part, 0o755, dir_fd=where)
+        for part in Path(LIBRARY).parent.parts:
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, 0o755, dir_fd=where)
             inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=where)
             os.close(where)
             where = inner
-        part = f".{name}"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part, dir_fd=where)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(part, flags, 0o755, dir_fd=where), "wb") as target:
-            os.fchmod(target.fileno(), 0o755)
-            target.write(paths.library().read_bytes())
-        os.rename(part, name, src_dir_fd=where, dst_dir_fd=where)
+        yield where
+    finally:
+        os.close(where)
+
+
+def _install(root: Path) -> None:
+    """Copy the library into a root file system. Raises MigroceError."""
+    name = Path(LIBRARY).name
+    part = f".{name}"
+    try:
+        with _directory(root, make=True) as where:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part, dir_fd=where)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(part, flags, 0o755, dir_fd=where), "wb") as target:
+                os.fchmod(target.fileno(), 0o755)
+                target.write(paths.library().read_bytes())
+            os.rename(part, name, src_dir_fd=where, dst_dir_fd=where)
     except OSError as exc:
         text = f"{root / LIBRARY} cannot be written: {exc.strerror}"
         mend = "the root file system must be writable for this step, and usr/lib in it a plain directory"
         raise MigroceError(f"{text}; {mend}") from exc
-    finally:
-        os.close(where)
 
 
 def remove(bundle: Path, container: str, agent: Path) -> None:
@@ -105,7 +115,8 @@ def remove(bundle: Path, container: str, agent: Path) -> None:
     config = read(bundle)
     with AgentClient(agent) as client:
         client.container_remove(container)
-    (_root(bundle, config) / LIBRARY).unlink(missing_ok=True)
+    with contextlib.suppress(OSError), _directory(_root(bundle, config), make=False) as where:
+        os.unlink(Path(LIBRARY).name, dir_fd=where)
     _strip(config)
     write_json(bundle / "config.json", config)
 

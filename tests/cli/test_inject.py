@@ -53,6 +53,21 @@ def test_a_bundle_gets_the_device_and_loses_it_again(bundle: Path, agent: Path) 
         assert client.status()["containers"] == []
 
 
+def test_a_link_that_the_container_has_put_there_is_not_followed(
+    bundle: Path, agent: Path, tmp_path: Path
+) -> None:
+    inject.add(bundle, "box", agent)
+    outside = tmp_path / "usr/lib/migroce/libmigroce.so"
+    outside.parent.mkdir(parents=True)
+    outside.touch()
+    (bundle / "rootfs/usr").rename(bundle / "rootfs/was")
+    (bundle / "rootfs/usr").symlink_to(tmp_path / "usr")
+    inject.remove(bundle, "box", agent)
+    assert outside.exists()
+    with pytest.raises(MigroceError, match="usr/lib in it a plain directory"):
+        inject.add(bundle, "box", agent)
+
+
 def test_what_is_no_bundle_is_refused(tmp_path: Path, agent: Path) -> None:
     with pytest.raises(MigroceError, match="no OCI bundle"):
         inject.add(tmp_path, "box", agent)
