@@ -162,18 +162,33 @@ def test_a_container_that_is_not_ours_is_checkpointed_as_it_was_asked(engine: En
     assert engine.called() == ["restore", "--image-path", "/i", "--bundle", "/b", "other"]
 
 
-@pytest.mark.parametrize(
-    ("name", "status", "stays"),
-    [("ctrd-checkpoint123", 0, False), ("ctrd-checkpoint123", 1, True), ("ckpt1", 0, True)],
-)
+@pytest.mark.parametrize("status", [0, 1])
+@pytest.mark.parametrize("device", [True, False])
+@pytest.mark.parametrize(("name", "stays"), [("ctrd-checkpoint123", False), ("ckpt1", True)])
 def test_what_containerd_unpacked_for_a_restore_does_not_stay_in_tmp(
-    engine: Engine, agent: AgentClient, name: str, status: int, stays: bool
+    engine: Engine, agent: AgentClient, name: str, stays: bool, device: bool, status: int
 ) -> None:
-    images = engine.tmp / name
-    (images / "migroce").mkdir(parents=True)
-    (images / "migroce/checkpoint.json").write_text('{"version": 1, "contexts": 0}')
-    (images / "pages-1.img").touch()
-    words = ["restore", "--detach", "--image-path", str(images), "--bundle", str(engine.bundle), "box"]
+    words = restore(engine, name, device)
     assert engine.call(*words, STATUS=str(status)).returncode == status
-    assert images.exists() == stays
-    assert known(agent) == ([] if status else ["box"])
+    assert engine.called() is not None
+    assert (engine.tmp / name).exists() == stays
+    assert known(agent) == (["box"] if device and not status else [])
+
+
+def test_nor_does_it_if_the_restore_does_not_begin(engine: Engine) -> None:
+    words = restore(engine, "ctrd-checkpoint123", device=True)
+    done = engine.call(*words)
+    assert (done.returncode, engine.called()) == (1, None)
+    assert "no agent at" in done.stderr
+    assert not (engine.tmp / "ctrd-checkpoint123").exists()
+
+
+def restore(engine: Engine, name: str, device: bool) -> list[str]:
+    """The words of a restore from a directory of that name, which is made."""
+    images = engine.tmp / name
+    images.mkdir()
+    (images / "pages-1.img").touch()
+    if device:
+        (images / "migroce").mkdir()
+        (images / "migroce/checkpoint.json").write_text('{"version": 1, "contexts": 0}')
+    return ["restore", "--detach", "--image-path", str(images), "--bundle", str(engine.bundle), "box"]

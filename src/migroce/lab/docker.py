@@ -27,6 +27,7 @@ from migroce.engines import mounts
 from migroce.engines.context import NodeContext, write_json
 from migroce.errors import LabError
 from migroce.lab import processes
+from migroce.migration import dockerkit
 from migroce.runtime import launcher
 
 NETWORK = "rdma-net"
@@ -333,6 +334,8 @@ def _swarm(contexts: Mapping[str, NodeContext], docker: Docker, underlay: Callab
 
 def withdraw(lab: str, state: Path) -> None:
     """Remove what is outside the lab's state, when none of its processes lives any more."""
+    for move in state.glob("*/migrations/*"):  # one that was under way
+        dockerkit.release(move)
     shutil.rmtree(_DATA / lab, ignore_errors=True)
     with contextlib.suppress(OSError):
         _DATA.rmdir()

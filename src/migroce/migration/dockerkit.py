@@ -36,9 +36,10 @@ def place(where: Path, need: int, migration: str, process: int | None) -> Path:
         )
         if mounts.filesystem(_SHARED_MEMORY) == "tmpfs" and seen and room > need * 5 // 4 + _SPARE:
             made = _SHARED_MEMORY / f"migroce-{migration}"
+            write_json(where / "mem.json", {"path": str(made)})  # first: whoever is killed leaves word of it
             made.mkdir(mode=0o700)
-            write_json(where / "mem.json", {"path": str(made)})
             return made
+    (where / "mem.json").unlink(missing_ok=True)
     fallback.mkdir(mode=0o700)
     return fallback
 

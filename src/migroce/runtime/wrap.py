@@ -388,14 +388,25 @@ def _engine_directory(bundle: Path) -> Path | None:
 
 
 def _restore(line: CommandLine) -> int:
+    given = Path(line.option("--image-path") or "checkpoint")
+    unpacked = re.fullmatch(r"ctrd-checkpoint\d+", given.name) is not None and not given.is_symlink()
+    try:
+        return _restore_from(line, given, unpacked)
+    finally:
+        if unpacked:  # by containerd, for this one restore: it leaves it in /tmp for ever
+            shutil.rmtree(given, ignore_errors=True)
+
+
+def _restore_from(line: CommandLine, given: Path, unpacked: bool) -> int:
     env = criu.environment()
-    chosen, given = _chosen_images(line.container), line.option("--image-path")
+    chosen = _chosen_images(line.container)
     if chosen:
         gate.wait(_record(line.container).with_suffix(".gate"))
         line.set_option("--image-path", chosen)
-    images = Path(chosen or given or "checkpoint")
-    beside = images / BESIDE
+    beside = Path(chosen or given) / BESIDE
     if not (beside / "checkpoint.json").is_file():
+        if unpacked:
+            return _spawn(line, env)
         become(line.args, env)
     bundle = _bundle(line)
     config = inject.read(bundle)
@@ -417,15 +428,7 @@ def _restore(line: CommandLine) -> int:
             raise
         if status:
             _forget(line.container)
-        elif given:
-            _discard(Path(given))
     return status
-
-
-def _discard(images: Path) -> None:
-    """Remove images that containerd has unpacked for this one restore: it leaves them in /tmp for ever."""
-    if re.fullmatch(r"ctrd-checkpoint\d+", images.name) and not images.is_symlink():
-        shutil.rmtree(images, ignore_errors=True)
 
 
 def _restore_detached(line: CommandLine, env: dict[str, str]) -> int:
