@@ -118,7 +118,7 @@ enum mg_tx_result mg_resp_tx(struct mg_qp *qp, unsigned flags, struct mg_pkt *p)
 	while (r->job_fill && (qp->state != IBV_QPS_ERR || r->nak))
 		if (tx_answer(qp, p))
 			return MG_TX_PACKET;
-	if (r->denied && qp->state != IBV_QPS_ERR) {
+	if (r->denied && (qp->state != IBV_QPS_ERR || r->nak)) {
 		r->denied = false;
 		build_ack(qp, MG_NAK_REM_ACCESS, r->denied_psn, p);
 		return MG_TX_PACKET;

@@ -51,9 +51,11 @@ void mg_resp_flush(struct mg_qp *qp)
 	struct mg_responder *r = &qp->resp;
 
 	mg_recv_flush(qp);
-	if (!r->nak) /* the peer is still told why; what came before the refused request is answered first */
+	if (!r->nak) { /* the peer is still told why; what came before the refused request is answered first */
 		r->job_fill = 0;
-	r->ack_pending = r->dup_pending = r->dup_left = r->denied = false;
+		r->denied = false;
+	}
+	r->ack_pending = r->dup_pending = r->dup_left = false;
 	r->opcode = MG_RESP_IDLE;
 }
 
@@ -398,7 +400,10 @@ void mg_resp_fault(struct mg_qp *qp, uint32_t psn)
 
 void mg_resp_deny_again(struct mg_qp *qp, uint32_t psn)
 {
-	qp->resp.denied = true;
-	qp->resp.denied_psn = psn;
+	struct mg_responder *r = &qp->resp;
+
+	if (!r->denied || mg_psn_diff(psn, r->denied_psn) < 0) /* of several the first one counts */
+		r->denied_psn = psn;
+	r->denied = true;
 	mg_qp_ready(qp);
 }

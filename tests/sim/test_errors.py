@@ -298,3 +298,39 @@ def test_what_came_before_a_refused_request_in_one_go_is_answered_first(op: WrOp
         assert w.a.get(into) == (7).to_bytes(8, "little")
         assert w.b.done() == [(3, WcStatus.WR_FLUSH_ERR)]
         assert _events(w, w.b) == [Event.QP_ACCESS_ERR]
+
+
+def test_a_repeated_read_of_closed_memory_is_refused_before_what_came_in_one_go_with_it() -> None:
+    """The first of both is what fails: the other comes after it."""
+    with Pair(engine={"batch_window": 50 * US, "train": True}) as w:
+        w.settle()
+        mr = w.b.engine.mr(w.b.pd, 0, 1 << 20, ALL_ACCESS)
+        w.b.recv(7, 8)
+        w.rule(Action.DROP, Op.READ_RESP_ONLY, count=1)
+        w.a.post(1, READ, [w.a.space(8)], remote_addr=w.b.put(bytes(8)).addr, rkey=mr.rkey)
+        w.a.send(2, b"after")
+        w.go(150 * US)  # both executed, and a has found out what is missing
+        mr.free()
+        w.a.post(3, WRITE, [w.a.put(b"x")], **_bad_rkey(w, w.b.space(8)))
+        w.go(30 * S)
+        assert w.b.done() == [(7, 0)]
+        flushed = WcStatus.WR_FLUSH_ERR
+        assert w.a.done() == [(1, WcStatus.REM_ACCESS_ERR), (2, flushed), (3, flushed)]
+
+
+def test_of_repeated_reads_that_are_refused_in_one_go_the_first_is_told_of() -> None:
+    """And the requester knows at once: it need not ask a second time."""
+    with Pair(engine={"batch_window": 50 * US, "train": True}) as w:
+        w.settle()
+        mr = w.b.engine.mr(w.b.pd, 0, 1 << 20, ALL_ACCESS)
+        w.b.recv(7, 8)
+        w.rule(Action.DROP, Op.READ_RESP_ONLY, count=2)
+        for n in (1, 2):
+            w.a.post(n, READ, [w.a.space(8)], remote_addr=w.b.put(bytes(8)).addr, rkey=mr.rkey)
+        w.a.send(3, b"after")
+        w.go(150 * US)  # all executed, and a has found out what is missing
+        mr.free()
+        w.go(150 * US)
+        assert w.b.done() == [(7, 0)]
+        flushed = WcStatus.WR_FLUSH_ERR
+        assert w.a.done() == [(1, WcStatus.REM_ACCESS_ERR), (2, flushed), (3, flushed)]
