@@ -365,6 +365,35 @@ def test_a_copy_that_comes_in_one_go_with_what_is_asked_next_takes_nobody_s_plac
         assert [e for e in w.events() if e.type != Event.COMM_EST] == []
 
 
+@pytest.mark.parametrize("address", [None, "10.0.9.9"], ids=["stays", "new address"])
+@pytest.mark.parametrize("who", ["requester", "responder"])
+def test_what_came_in_one_go_and_was_not_answered_before_a_move_is_executed_once(
+    who: str, address: str | None
+) -> None:
+    with Pair(engine={"batch_window": 50 * US, "train": True}) as w:
+        w.settle()
+        word = _word(w.b, 7)
+        w.b.recvs(3, 8)
+        into = [w.a.space(8) for _ in range(3)]
+        w.a.post(1, WrOpcode.RDMA_READ, into[:1], **w.b.remote(word))
+        w.a.send(2, b"one")
+        w.a.post(3, FETCH_ADD, into[1:2], compare_add=1, **w.b.remote(word))
+        w.a.send(4, b"two")
+        w.a.post(5, FETCH_ADD, into[2:], compare_add=1, **w.b.remote(word))
+        w.a.send(6, b"three")
+        w.go(70 * US)  # a has sent, b has executed and not yet answered
+        assert (len(w.a.wcs), len(w.b.wcs)) == (0, 3)
+        moves = w.a if who == "requester" else w.b
+        number = w.stop(moves)
+        w.go(300 * MS)
+        w.resume(moves, number, address)
+        w.go(1 * S)
+        assert w.a.done() == [(n, 0) for n in range(1, 7)]
+        assert w.b.done() == [(0, 0), (1, 0), (2, 0)]
+        assert [int.from_bytes(w.a.get(sge), "little") for sge in into[1:]] == [7, 8]
+        assert int.from_bytes(w.b.get(word), "little") == 9
+
+
 # ---- hostile ------------------------------------------------------------------------------------
 
 
