@@ -71,8 +71,14 @@ class Disk:
     def fill(self, spare: int = 0) -> None:
         """Leave `spare` bytes."""
         with self._filler.open("wb") as filler:
-            stat = os.statvfs(self._directory)
-            os.posix_fallocate(filler.fileno(), 0, stat.f_bavail * stat.f_frsize - spare)
+            while (left := self._free() - spare) > 0:
+                with contextlib.suppress(OSError):  # Docker has written meanwhile
+                    os.posix_fallocate(filler.fileno(), 0, left)
+                    break
+
+    def _free(self) -> int:
+        stat = os.statvfs(self._directory)
+        return stat.f_bavail * stat.f_frsize
 
     def empty(self) -> None:
         self._filler.unlink(missing_ok=True)

@@ -345,6 +345,8 @@ class DockerDestination(DestinationSide):
         started = time.monotonic()
         if self._starting is None:
             self._check_before_start()
+        else:
+            self._check_left_room()  # it may have become full meanwhile
         self.plugged = True
         if self._device:
             count = len(list(self.dumps.glob("*.dump")))
