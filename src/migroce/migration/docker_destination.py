@@ -342,11 +342,18 @@ class DockerDestination(DestinationSide):
 
     def restore(self, neighbours: list[dict[str, Any]]) -> dict[str, Any]:  # noqa: ARG002
         """Restore the container; it runs, with its network. {pid, ms}. Raises EngineError."""
+        try:
+            return self._restore()
+        finally:
+            if self._gate is not None:  # if it is still shut: dockerd answers nothing about what it starts
+                self._gate.give_up()
+
+    def _restore(self) -> dict[str, Any]:
         started = time.monotonic()
         if self._starting is None:
             self._check_before_start()
-        else:
-            self._check_left_room()  # it may have become full meanwhile
+        else:  # Docker shows a container as not running if it could not write down that it is
+            self._check_left_room()
         self.plugged = True
         if self._device:
             count = len(list(self.dumps.glob("*.dump")))
