@@ -395,6 +395,8 @@ class DockerDestination(DestinationSide):
 
         A Docker that does not answer has not started it if there is no shim for it. Raises EngineError.
         """
+        if self._gate is not None:  # who asks before it was opened has given up
+            self._gate.give_up()
         try:
             found = self.found()
         except EngineError:
