@@ -345,16 +345,21 @@ def _sent(w: Pair, op: int) -> list[int]:
     return [(psn - first) & 0xFFFFFF for psn in psns]
 
 
+def _waits_for_a_lost_ack(w: Pair) -> None:
+    """When the ACK of a SEND of a's is lost, it is repeated after the whole timeout (14), not before."""
+    w.b.recv(1, 8)
+    w.rule(Action.DROP, ACK, src=1, count=1)
+    w.a.send(1, b"tail")
+    w.go(timeout_ns(14) - 1 * MS)
+    assert w.a.engine.counters()["retransmits"] == 0
+    w.go(2 * MS)
+
+
 def test_a_peer_without_the_extension_gets_the_standards_time() -> None:
     """A slow peer is not drowned in repetitions."""
     with Pair(link=Link(strip=1), timeout=14) as w:
         w.go(5 * S)
-        w.b.recv(1, 8)
-        w.rule(Action.DROP, ACK, src=1, count=1)
-        w.a.send(1, b"tail")
-        w.go(timeout_ns(14) - 1 * MS)
-        assert w.a.engine.counters()["retransmits"] == 0
-        w.go(2 * MS)
+        _waits_for_a_lost_ack(w)
         assert w.a.engine.counters()["retransmits"] == 1
         assert w.a.done() == [(1, 0)]
 
@@ -364,12 +369,7 @@ def test_the_capability_bit_alone_makes_no_peer_of_ours() -> None:
     with Pair(timeout=14) as w:
         w.rule(Action.DROP, (TOKEN, TOKEN_ACK))
         w.go(5 * S)
-        w.b.recv(1, 8)
-        w.rule(Action.DROP, ACK, src=1, count=1)
-        w.a.send(1, b"tail")
-        w.go(timeout_ns(14) - 1 * MS)
-        assert w.a.engine.counters()["retransmits"] == 0
-        w.go(2 * MS)
+        _waits_for_a_lost_ack(w)
         assert w.a.done() == [(1, 0)]
 
 

@@ -61,17 +61,6 @@ static void step(const char *name)
 		usleep(2000);
 }
 
-/* Until the other has come here, too. */
-static void meet(char where)
-{
-	char theirs;
-
-	tcp_write(tcp, &where, 1);
-	tcp_read(tcp, &theirs, 1);
-	if (theirs != where)
-		broken("the peer is at %c, not %c", theirs, where);
-}
-
 /* ---- verbs --------------------------------------------------------------------------------------- */
 
 static struct ibv_sge slot(uint32_t area, unsigned n)
@@ -264,7 +253,7 @@ static void leave_pending(void)
 	post_recv(Q_UD, S_UD);
 	if (ibv_modify_srq(my.srq, &limit, IBV_SRQ_LIMIT) || ibv_req_notify_cq(my.channel_cq, 0))
 		die("arming");
-	meet('p');
+	keep_meet(tcp, 'p');
 	/* As many as leave the limit just not reached; nobody fetches what comes. */
 	for (unsigned i = 0; i < DEPTH - LIMIT; i++) {
 		send_to(Q_SRQ, S_SRQ + i);
@@ -287,7 +276,7 @@ static void leave_pending(void)
 	/* Nothing to receive into before the peer goes on. */
 	for (unsigned i = 0; i < 2; i++)
 		send_to(Q_RNR, S_RNR + i);
-	meet('P');
+	keep_meet(tcp, 'P');
 }
 
 /* UC and UD may lose: the same message until the peer has it. Only one receive is posted. */
@@ -353,13 +342,13 @@ static void use_what_is_pending(uint32_t key[2])
 		broken("an event, and nothing has happened");
 	for (unsigned i = 0; i < 2; i++)
 		post_recv(Q_RNR, S_RNR + i);
-	meet('u');
+	keep_meet(tcp, 'u');
 	for (unsigned i = 0; i < 2; i++) {
 		sent(S_RNR + i, IBV_WC_SUCCESS, "held back by RNR");
 		wc = reap(my.recv_cq, "held back by RNR");
 		arrived(&wc, Q_RNR, S_RNR + i, "held back by RNR");
 	}
-	meet('R');
+	keep_meet(tcp, 'R');
 
 	send_to(Q_CHANNEL, S_CHANNEL + 1);
 	sent(S_CHANNEL + 1, IBV_WC_SUCCESS, "a second message that is told");
@@ -384,12 +373,12 @@ static void use_what_is_pending(uint32_t key[2])
 	}
 	async(IBV_EVENT_SRQ_LIMIT_REACHED, my.srq);
 	unreliable(Q_UC, S_UC, "UC");
-	meet('c');
+	keep_meet(tcp, 'c');
 	unreliable(Q_UD, S_UD, "UD");
-	meet('d');
+	keep_meet(tcp, 'd');
 	for (int i = 0; i < 2; i++)
 		through_window(i, key[i], 200 + (unsigned)i);
-	meet('w');
+	keep_meet(tcp, 'w');
 }
 
 static void end(const uint32_t key[2], uint32_t new_key)
@@ -405,7 +394,7 @@ static void end(const uint32_t key[2], uint32_t new_key)
 	through_window(1, key[1], 301);
 	refused(key[0]);
 	post_recv(Q_WINDOW, S_INV);
-	meet('i');
+	keep_meet(tcp, 'i');
 	wr.invalidate_rkey = key[1];
 	fill(my.buf + SEND_AT + S_INV * SLOT, SLOT, S_INV);
 	post(Q_WINDOW, &wr);
@@ -439,7 +428,7 @@ int main(int argc, char **argv)
 	tcp_read(tcp, &my.theirs, sizeof(my.theirs));
 	for (int q = 0; q < QPS; q++)
 		connect_qp(&my, q);
-	meet('c');
+	keep_meet(tcp, 'c');
 	for (int i = 0; i < 2; i++) {
 		mw[i] = need(ibv_alloc_mw(my.pd, i ? IBV_MW_TYPE_2 : IBV_MW_TYPE_1), "a window");
 		key[i] = bind_window(i);

@@ -72,6 +72,8 @@ struct keep {
 /* keepsetup.c */
 /* Something is not as it must be: say it and end with 1. */
 _Noreturn void broken(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* Until the other end has come here, too, as its letter by `tcp` says. */
+void keep_meet(int tcp, char where);
 void fill(uint8_t *p, size_t n, uint64_t number);
 bool filled(const uint8_t *p, size_t n, uint64_t number);
 

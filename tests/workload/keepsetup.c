@@ -52,6 +52,16 @@ int64_t now_ns(void)
 	return t.tv_sec * 1000000000ll + t.tv_nsec;
 }
 
+void keep_meet(int tcp, char where)
+{
+	char theirs;
+
+	tcp_write(tcp, &where, 1);
+	tcp_read(tcp, &theirs, 1);
+	if (theirs != where)
+		broken("the peer is at %c, not %c", theirs, where);
+}
+
 void fill(uint8_t *p, size_t n, uint64_t number)
 {
 	for (size_t i = 0; i < n; i++)

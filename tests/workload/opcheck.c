@@ -34,17 +34,6 @@ static struct ibv_mw *mw;
 static int tcp;
 static uint64_t number; /* of the operation */
 
-/* Until the other has come here, too. */
-static void meet(char where)
-{
-	char theirs;
-
-	tcp_write(tcp, &where, 1);
-	tcp_read(tcp, &theirs, 1);
-	if (theirs != where)
-		broken("the peer is at %c, not %c", theirs, where);
-}
-
 static struct ibv_wc reap(struct ibv_cq *cq)
 {
 	int64_t until = now_ns() + PATIENCE_NS;
@@ -139,7 +128,7 @@ static void transfer(int q, enum ibv_wr_opcode opcode, uint32_t length)
 		wr.wr.ud.remote_qpn = my.theirs.qpn[Q_UD];
 		wr.wr.ud.remote_qkey = QKEY;
 	}
-	meet('p');
+	keep_meet(tcp, 'p');
 	post(q, &wr);
 	reap(my.cq);
 	if (told) {
@@ -150,7 +139,7 @@ static void transfer(int q, enum ibv_wr_opcode opcode, uint32_t length)
 			       wc.wc_flags);
 	}
 	is_there(write ? TARGET : RECEIVED + head, length, number);
-	meet('t');
+	keep_meet(tcp, 't');
 }
 
 static void read_back(int q, uint32_t length)
@@ -162,11 +151,11 @@ static void read_back(int q, uint32_t length)
 	fill(my.buf + SOURCE, length, number);
 	wr.wr.rdma.remote_addr = my.theirs.addr + SOURCE;
 	wr.wr.rdma.rkey = my.theirs.rkey;
-	meet('p');
+	keep_meet(tcp, 'p');
 	post(q, &wr);
 	reap(my.cq);
 	is_there(BACK, length, number);
-	meet('r');
+	keep_meet(tcp, 'r');
 }
 
 static void word_is(uint32_t offset, uint64_t wanted)
@@ -186,7 +175,7 @@ static void atomic(int q, enum ibv_wr_opcode opcode)
 	uint64_t before = ++number;
 
 	memcpy(my.buf + TARGET, &before, 8);
-	meet('p');
+	keep_meet(tcp, 'p');
 	wr.wr.atomic.remote_addr = my.theirs.addr + TARGET;
 	wr.wr.atomic.rkey = my.theirs.rkey;
 	wr.wr.atomic.compare_add = swap ? before : 1000;
@@ -194,7 +183,7 @@ static void atomic(int q, enum ibv_wr_opcode opcode)
 	post(q, &wr);
 	reap(my.cq);
 	word_is(BACK, before);
-	meet('a');
+	keep_meet(tcp, 'a');
 	word_is(TARGET, before + 1000);
 }
 
@@ -208,7 +197,7 @@ static void placed(int q)
 
 	number++;
 	memset(my.buf + TARGET, 0, 8);
-	meet('p');
+	keep_meet(tcp, 'p');
 	ibv_wr_start(ex);
 	ex->wr_flags = IBV_SEND_SIGNALED;
 	ibv_wr_atomic_write(ex, my.theirs.rkey, my.theirs.addr + TARGET, &number);
@@ -221,7 +210,7 @@ static void placed(int q)
 		die("ATOMIC WRITE and FLUSH");
 	reap(cq);
 	reap(cq);
-	meet('f');
+	keep_meet(tcp, 'f');
 	word_is(TARGET, number);
 }
 
@@ -253,7 +242,7 @@ int main(int argc, char **argv)
 	for (int q = 0; q < QPS; q++)
 		connect_qp(&my, q);
 	mw = need(ibv_alloc_mw(my.pd, IBV_MW_TYPE_2), "a window");
-	meet('c');
+	keep_meet(tcp, 'c');
 	for (unsigned i = 0; i < sizeof(services) / sizeof(services[0]); i++) {
 		all_of(services[i], SHORT);
 		if (services[i] != Q_UD)
@@ -261,6 +250,6 @@ int main(int argc, char **argv)
 	}
 	placed(Q_LOAD);
 	placed(Q_XSEND);
-	meet('e');
+	keep_meet(tcp, 'e');
 	return 0;
 }

@@ -238,10 +238,8 @@ def _checkpoint(line: CommandLine) -> int:
     freezer = _freezer(line)
 
     def undo() -> None:
-        freezer.thaw()
         settings.unlink(missing_ok=True)
-        with AgentClient(agent_socket()) as agent:
-            agent.container_resume(line.container, timeout_ms=RESUME_MS)
+        _go_on(line.container, freezer)
 
     guard = Guard(undo)
     try:
@@ -353,7 +351,7 @@ def _pause(line: CommandLine) -> int:
 
 
 def _go_on(container: str, freezer: Freezer) -> None:
-    """Undo `pause`, whatever of it was done."""
+    """Let a container run on that was frozen, or whose RDMA contexts were stopped, whichever it was."""
     freezer.thaw()
     with contextlib.suppress(AgentError), AgentClient(agent_socket()) as agent:
         agent.container_resume(container, timeout_ms=RESUME_MS)
