@@ -7,6 +7,7 @@
 #define ACK_TIMEOUT 17u /* 0.5 s: what rdma_cm and rxe ask for */
 #define RATE_10_GBPS 10u
 
+/* Lock held, as for `guid`: the device's thread looks at the interface anew whenever that changes. */
 static unsigned mtu_code(const struct mg_device *dev)
 {
 	return (unsigned)__builtin_ctz(dev->port.active_mtu) - 7u;
@@ -219,7 +220,6 @@ static int build_rep(struct mgc_id *id, const struct rdma_conn_param *p, struct 
 	m->flow_control = p->flow_control != 0;
 	m->rnr_retry_count = p->rnr_retry_count < 7 ? p->rnr_retry_count : 7;
 	m->srq = id->ib.qp ? id->ib.qp->srq != NULL : p->srq != 0;
-	m->ca_guid = guid(id->dev);
 	return set_data(m, 0, p);
 }
 
@@ -244,6 +244,7 @@ static int accept_rc(struct mgc_id *id, const struct rdma_conn_param *p)
 	if (err)
 		return err;
 	mg_device_lock(id->dev);
+	id->rep.ca_guid = guid(id->dev);
 	err = id->conn && id->state == MGC_REQUEST ? mg_cm_send_rep(id->conn, mg_now(), &id->rep) : EINVAL;
 	if (!err) {
 		id->state = MGC_ACCEPT;

@@ -50,8 +50,11 @@ static uint8_t agreed(const struct mgc_id *id, uint8_t told, uint8_t asked)
 static void rtr_attr(const struct mgc_id *id, struct ibv_qp_attr *a, int *mask)
 {
 	const struct mg_cm_msg *peer = peers_message(id);
-	unsigned mtu = (unsigned)__builtin_ctz(id->dev->port.active_mtu) - 7u;
+	struct mg_port port;
+	unsigned mtu;
 
+	mg_device_port(id->dev, &port);
+	mtu = (unsigned)__builtin_ctz(port.active_mtu) - 7u;
 	if (id->req.path_mtu && id->req.path_mtu < mtu)
 		mtu = id->req.path_mtu;
 	a->path_mtu = (enum ibv_mtu)mtu;

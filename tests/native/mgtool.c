@@ -97,6 +97,7 @@ static void cmd_twin(void)
 static void open_all(void)
 {
 	static const struct mg_device_hooks hooks = {.cq_event = on_cq_event};
+	struct mg_port port;
 	char gid[33];
 	int ret;
 
@@ -113,13 +114,13 @@ static void open_all(void)
 		ret = mg_cq_create(t.dev->engine, 4 * DEPTH, NULL, &t.cq);
 	if (!ret)
 		ret = create_qp(&t.qp);
+	port = t.dev->port; /* its thread looks at the interface anew whenever that changes */
 	mg_device_unlock(t.dev);
 	if (ret)
 		die("create", ret);
-	hex(t.dev->port.gid[1].gid, 16, gid);
+	hex(port.gid[1].gid, 16, gid);
 	printf("ready %u %s %u %llu %s %u %u\n", mg_qp_num(t.qp), gid, mg_mr_rkey(t.mr),
-	       (unsigned long long)(uintptr_t)t.buf, t.dev->port.ifname, t.dev->port.active_mtu,
-	       t.dev->port.n_gid);
+	       (unsigned long long)(uintptr_t)t.buf, port.ifname, port.active_mtu, port.n_gid);
 }
 
 static void modify(struct mg_qp *qp, struct ibv_qp_attr *attr, int mask)
