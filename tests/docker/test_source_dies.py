@@ -20,6 +20,7 @@ from tests.e2e.stage import wait_for
 
 from migroce.errors import MigrationError
 from migroce.lab.api import Lab
+from migroce.lab.docker import NETWORK
 from migroce.migration.report import Event
 from migroce.nodes import LocalNode
 
@@ -47,18 +48,27 @@ def recover(node: LocalNode) -> str:
     return " ".join((done.stdout + done.stderr).split())
 
 
-def struck(box: Box, phase: str) -> MigrationError:
-    """What a move fails with during which the source's dockerd is killed as `phase` begins."""
-    home = box.node
+def struck(box: Box, phase: str, *, when_given: bool = False) -> MigrationError:
+    """What a move fails with during which the source's dockerd is killed as `phase` begins.
+
+    `when_given`: not before the swarm has given the container's address to the destination.
+    """
+    home, there = box.node, box.lab.node(box.other())
+    shown = "{{range .Containers}}{{.IPv4Address}} {{end}}"
+
+    def given() -> bool:
+        has = there.run(["docker", "network", "inspect", "-f", shown, NETWORK]).stdout.decode()
+        return f"{box.ip}/24" in has.split()
 
     def strike(event: Event) -> None:
         if (event.phase, event.state) == (phase, "start"):
+            if when_given:
+                wait_for("the address at the destination", given)
             kill(home)
 
     with pytest.raises(MigrationError) as caught:
         box.move(progress=strike)
     assert f"Docker on {home.name} does not answer" in str(caught.value)
-    box.lab.close()  # as the command's end does: others may see to what it has left
     return caught.value
 
 
@@ -79,15 +89,17 @@ def test_while_nothing_stands_still(stage: Stage) -> None:
     stage.nothing_in_the_middle()
 
 
-def test_before_the_destination_runs(stage: Stage) -> None:
-    box = stage.counter("a", rdma=True)
+@pytest.mark.parametrize("home", ["node-a", "node-b"])
+def test_before_the_destination_has_the_address(stage: Stage, home: str) -> None:
+    """The swarm's manager, or a node that is known to have the address until it speaks again."""
+    box = stage.counter(home.removeprefix("node-"), rdma=True)
     error = struck(box, "dump")
-    box.home = "node-a"
+    box.home = home
     assert "could not be brought back" in str(error)
     assert "then run `migroce recover`" in str(error)
     assert error.running_on is None
     start(stage.lab)
-    gone = f"{box.name} was ended by something else during its move; start it again on node-a"
+    gone = f"{box.name} was ended by something else during its move; start it again on {home}"
     wait_for("word of it", lambda: gone in recover(box.node))
     assert box.where() == []
     assert box.inspect()["State"]["Status"] == "exited"
@@ -101,10 +113,10 @@ def test_before_the_destination_runs(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("phase", ["transfer", "restore", "commit"])
-def test_when_the_destination_runs(stage: Stage, phase: str) -> None:
+def test_when_the_destination_has_the_address(stage: Stage, phase: str) -> None:
     """To the swarm's manager, without which the destination could not give the container its network."""
     box = stage.counter("b", rdma=True)
-    error = struck(box, phase)
+    error = struck(box, phase, when_given=True)
     box.home = "node-a"
     assert error.running_on == "node-a"
     assert box.where() == ["node-a"]

@@ -28,6 +28,8 @@ class World:
         self.lost = False
         """Whether something else has ended its processes."""
         self.moved_to = ""
+        self.given_up = False
+        """Whether the command has left the rest to `recover`."""
         self.ended = ""
         # The destination's.
         self.prepared = self.restored = self.plugged = self.resumed = self.committed = False
@@ -94,6 +96,8 @@ class World:
                 return [dict(qp) for qp in self.qps]
             case "can_change":
                 pass
+            case "give_up":
+                self.given_up = True
             case _:
                 raise AssertionError(f"source.{method} is not known to the fake")
         return None

@@ -76,7 +76,7 @@ class Checkpoint:
         except BaseException as exc:
             shutil.rmtree(self._directory, ignore_errors=True)
             if opened:
-                undo_source(self._source, stopped=self._stopping)
+                self._undo()
             if not isinstance(exc, (MigroceError, OSError)):
                 raise
             step, reason = step_of(exc, self._phase.current), getattr(exc, "reason", str(exc))
@@ -89,6 +89,13 @@ class Checkpoint:
         self.report.directory = str(self._directory)
         self.report.total = (time.monotonic() - started) * 1000
         return self.report
+
+    def _undo(self) -> None:
+        try:
+            undo_source(self._source, stopped=self._stopping)
+        except MigroceError:
+            self._source.give_up()
+            raise
 
     def _make_directory(self) -> None:
         try:

@@ -65,6 +65,11 @@ class Side:
         """The same, not waiting for the answer."""
         return self.node.worker().submit(self._kind, method=method, args=args, **self._fixed)
 
+    def give_up(self) -> None:
+        """Of a source: leave the migration to `recover`, which else waits for the end of this process."""
+        with contextlib.suppress(MigroceError):
+            self("give_up")
+
 
 class Transfer:
     """Data on their way from node to node; `pump` passes it on if it does not go directly."""
@@ -384,6 +389,7 @@ class Migration:
         try:
             status = retry(look)
         except MigroceError as exc:
+            self._source.give_up()
             reason = f"whether {self.container} runs on {where} is not known: {exc}"
             mend = f"make {where} reachable and run `migroce recover`; what failed first: {cause}"
             raise MigrationError(self._phase.current, reason, mend) from exc
@@ -400,6 +406,7 @@ class Migration:
             raise ContainerLostError("undo", exc.reason, f"{exc.mend}; what failed first: {cause}") from exc
         except MigroceError as exc:
             self._progress_quietly(event("undo", "failed", str(exc)))
+            self._source.give_up()
             then = "until that is mended it stands still; then run `migroce recover`"
             mend = f"{then}; what failed first: {cause}"
             raise MigrationError("undo", f"{self.container} could not be brought back: {exc}", mend) from exc
@@ -411,6 +418,7 @@ class Migration:
         try:
             finish(self._source, self._destination, resume=self._device, ip=self._ip)
         except MigroceError as exc:
+            self._source.give_up()
             where = self._destination.node.name
             mend = f"see `migroce ps`, then run `migroce recover`; what failed first: {cause}"
             raise MigrationError("finish", f"on {where}: {exc}", mend, running_on=where) from exc

@@ -13,6 +13,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -28,7 +30,7 @@ from migroce.engines.cgroup import Freezer
 from migroce.engines.context import NodeContext, read_json, write_json
 from migroce.engines.oci import OciEngine
 from migroce.errors import EngineError, MigroceError
-from migroce.migration import connections, journal, processes, streams, tree
+from migroce.migration import connections, faults, journal, processes, streams, tree
 from migroce.migration.netlock import NetLock, unlock
 
 _CRIU_CONFIG = "network-lock skip\n"
@@ -50,6 +52,8 @@ class SourceSide:
         self.images = self.where / "mem" / "images"
         self.dumps = self.where / "mem" / "rdma"
         self.journal: journal.Journal | None = None
+        self.recovery: subprocess.Popen[bytes] | None = None
+        """What `give_up` has begun."""
         self._before: tree.Scan | None = None
         self._netns: Path | None = None
         self._interfaces: list[network.Interface] = []
@@ -202,17 +206,36 @@ class SourceSide:
             self._owner.close()
             self._owner = None
 
-    def adopt(self) -> bool:
-        """Have the journal, taking it over if it is an orphan's; False if there is none or it has ended."""
+    def adopt(self, *, wait: bool = True) -> bool:
+        """Have the journal, an orphan's too; False: there is none, it has ended, or not `wait`: is in use."""
         if self.journal is not None:
             return True
-        self.journal = journal.Journal.adopt(self.where / "journal.json", wait=True)
+        self.journal = journal.Journal.adopt(self.where / "journal.json", wait=wait)
         if self.journal is not None and self.journal.record.ended:
             self.journal.close()
             self.journal = None
         if self.journal is not None:
             self._own()
         return self.journal is not None
+
+    def give_up(self) -> None:
+        """Begin a recovery: the command sees to this no more, though it may live on. Raises OSError."""
+        if not self.adopt(wait=False):
+            return
+        assert self.journal is not None
+        path = self.journal.path
+        self.journal.update(owner=0)  # a recovery would wait for it
+        self.journal.close()
+        self.journal = None
+        if self._owner is not None:
+            self._owner.close()  # the agent then tries, too, and again if it fails
+            self._owner = None
+        env = {name: value for name, value in os.environ.items() if name != faults.VARIABLE}
+        with (self.where / "recover.log").open("ab") as log:
+            self.recovery = subprocess.Popen(
+                [sys.executable, "-m", "migroce.migration.recover", str(path)], stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, start_new_session=True, cwd="/", env=env,
+            )  # fmt: skip
 
     def standing(self) -> dict[str, Any]:
         """What the journal says of how far the migration has come: {ended, past_the_point}."""

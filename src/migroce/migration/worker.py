@@ -15,7 +15,6 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -29,7 +28,6 @@ from migroce.engines.context import NodeContext
 from migroce.engines.docker import DockerEngine
 from migroce.engines.oci import ContainerInfo, OciEngine
 from migroce.errors import EngineError
-from migroce.migration import faults
 from migroce.migration.destination import DestinationSide
 from migroce.migration.docker_destination import DockerDestination
 from migroce.migration.docker_source import DockerSource
@@ -227,7 +225,7 @@ class Worker:
             urgency.end()
 
     def _abandoned(self) -> None:
-        """See to what was in the middle: start a recovery for each journal that is open here."""
+        """See to what was in the middle: whoever lets go of us sees to it no more."""
         for migration in list(self._urgent):
             self._calm(migration)
         for coming in self._destinations.values():
@@ -235,14 +233,8 @@ class Worker:
                 coming.abandoned()
         for side in self._sources.values():
             if side.journal is not None:
-                log = (side.where / "recover.log").open("ab")
-                env = {name: value for name, value in os.environ.items() if name != faults.VARIABLE}
-                subprocess.Popen(
-                    [sys.executable, "-m", "migroce.migration.recover", str(side.journal.path)],
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                    cwd="/", env=env,
-                )  # fmt: skip
-                side.journal.close()
+                with contextlib.suppress(OSError):
+                    side.give_up()
 
 
 def _plain(info: ContainerInfo) -> dict[str, Any]:
