@@ -39,10 +39,12 @@ void mg_comp_fail(struct mg_qp *qp, enum ibv_wc_status status)
 
 	if (r->head != r->tail)
 		complete(qp, mg_sq_at(qp, r->head++), status);
-	if (mg_qp_unacked(qp))
+	if (mg_qp_unacked(qp)) {
 		mg_qp_sqe(qp);
-	else
-		mg_qp_error(qp);
+		return;
+	}
+	mg_resp_last_ack(qp);
+	mg_qp_error(qp);
 }
 
 void mg_comp_advance(struct mg_qp *qp)

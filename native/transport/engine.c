@@ -155,10 +155,8 @@ static enum mg_tx_result qp_tx(struct mg_qp *qp, mg_time now, unsigned flags, bo
 {
 	enum mg_tx_result resp, req;
 
-	if (qp->overrun) {
-		qp->overrun = false;
-		mg_qp_fatal(qp, IBV_EVENT_QP_FATAL);
-	}
+	if (qp->overrun)
+		mg_qp_overrun(qp);
 	if (mg_mig_tx(qp, p))
 		return MG_TX_PACKET;
 	if (mg_qp_unacked(qp))
@@ -304,6 +302,8 @@ void mg_rx(struct mg_engine *e, mg_time now, const struct mg_rx *meta, const uin
 		return;
 	}
 	qp = mg_idtab_get(&e->qps, h.dest_qpn);
+	if (qp && qp->overrun) /* no more messages whose completion would be lost */
+		mg_qp_overrun(qp);
 	if (!qp || !mg_qp_connected(qp)) {
 		e->counters[MG_CNT_RX_NO_QP]++;
 		return;

@@ -101,6 +101,7 @@ void mg_srq_taken(struct mg_srq *srq); /* one was taken: tell of the limit */
 /* qp.c */
 void mg_qp_error(struct mg_qp *qp);			       /* to ERR: everything queued is flushed */
 void mg_qp_fatal(struct mg_qp *qp, enum ibv_event_type event); /* the same, and an async event */
+void mg_qp_overrun(struct mg_qp *qp);			       /* a CQ had no room for its completion */
 void mg_qp_deadline(struct mg_qp *qp);			       /* recompute and arm the QP's timer */
 void mg_qp_timer(struct mg_qp *qp, mg_time now);
 void mg_qp_hdrs(const struct mg_qp *qp, uint8_t opcode, uint32_t psn,
@@ -210,6 +211,8 @@ void mg_resp_rx(struct mg_qp *qp, mg_time now, const struct mg_hdrs *h);
 enum mg_tx_result mg_resp_tx(struct mg_qp *qp, unsigned flags, struct mg_pkt *p); /* answer.c */
 void mg_resp_fault(struct mg_qp *qp, uint32_t psn); /* the memory that an answer is read from has gone */
 void mg_resp_flush(struct mg_qp *qp);
+/* Before the QP ends by no fault of the peer's: what it sent and was executed is still answered and acknowledged. */
+void mg_resp_last_ack(struct mg_qp *qp);
 void mg_resp_reset(struct mg_qp *qp);
 int mg_resp_resources(struct mg_qp *qp, uint32_t n);
 void mg_resp_comm_est(struct mg_qp *qp); /* a packet was accepted: IBV_EVENT_COMM_EST, once, in RTR */

@@ -343,6 +343,13 @@ void mg_qp_fatal(struct mg_qp *qp, enum ibv_event_type event)
 	qp->e->ops->async_event(qp->e->arg, event, qp);
 }
 
+void mg_qp_overrun(struct mg_qp *qp)
+{
+	qp->overrun = false;
+	mg_resp_last_ack(qp);
+	mg_qp_fatal(qp, IBV_EVENT_QP_FATAL);
+}
+
 /* ---- timers and packets ----------------------------------------------------------------------- */
 
 void mg_qp_deadline(struct mg_qp *qp)

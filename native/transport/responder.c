@@ -46,6 +46,14 @@ int mg_resp_resources(struct mg_qp *qp, uint32_t n)
 	return 0;
 }
 
+void mg_resp_last_ack(struct mg_qp *qp)
+{
+	struct mg_responder *r = &qp->resp;
+
+	if (!r->nak && (r->ack_pending || r->job_fill))
+		r->nak = MG_AETH_ACK;
+}
+
 void mg_resp_flush(struct mg_qp *qp)
 {
 	struct mg_responder *r = &qp->resp;
@@ -220,7 +228,8 @@ static void rx_send(struct mg_qp *qp, const struct mg_hdrs *h)
 		not_invalidated(qp, h);
 	else {
 		recv_done(qp, h, IBV_WC_RECV, r->offset);
-		accepted(qp, h, 1);
+		if (!qp->overrun) /* else nobody learns of it: not acknowledged */
+			accepted(qp, h, 1);
 	}
 }
 
@@ -263,7 +272,8 @@ static void rx_write(struct mg_qp *qp, const struct mg_hdrs *h)
 	r->wr_left = left - h->payload_len;
 	if (h->mask & MG_H_IMM)
 		recv_done(qp, h, IBV_WC_RECV_RDMA_WITH_IMM, r->offset);
-	accepted(qp, h, 1);
+	if (!qp->overrun)
+		accepted(qp, h, 1);
 }
 
 struct mg_job *mg_resp_add_job(struct mg_qp *qp, uint32_t last_psn, const struct mg_hdrs *h, uint64_t orig)

@@ -10,7 +10,7 @@ import pytest
 from migroce.wire import Aeth, Op, Packet, Reth, build_body, parse
 
 from .pair import Node, Pair
-from .records import MS, NEVER, US, Action, Link, S, Sge, Wr
+from .records import MS, NEVER, US, Action, CqMode, Link, S, Sge, Wr
 from .verbs import ALL_ACCESS, Access, Event, QpState, SendFlag, WcStatus, WrOpcode
 
 SLOW = Link(delay=100 * US, ps_per_byte=1000)
@@ -334,3 +334,35 @@ def test_of_repeated_reads_that_are_refused_in_one_go_the_first_is_told_of() -> 
         assert w.b.done() == [(7, 0)]
         flushed = WcStatus.WR_FLUSH_ERR
         assert w.a.done() == [(1, WcStatus.REM_ACCESS_ERR), (2, flushed), (3, flushed)]
+
+
+def test_what_came_before_an_overrun_in_one_go_is_acknowledged() -> None:
+    """A CQ without room ends its QP in silence, as rdma_rxe's does; what the program was told of is done."""
+    with Pair(mode=CqMode.MANUAL, cqe=3, engine={"batch_window": 50 * US, "train": True}) as w:
+        w.settle()
+        w.b.recvs(6, 8)
+        for i in range(2):
+            w.a.send(i, b"x", flags=0)
+        w.a.read(2, 8, w.b.put(b"12345678"), w.b)
+        for i in range(3, 6):
+            w.a.send(i, b"x", flags=SendFlag.SIGNALED if i == 3 else 0)
+        w.go(30 * S)
+        assert [wc.wr_id for wc in w.b.cq.poll()] == [0, 1, 2]
+        done = [(wc.wr_id, wc.status) for wc in w.a.cq.poll()]
+        assert done == [(2, 0), (3, 0), (4, WcStatus.RETRY_EXC_ERR)]
+
+
+def test_what_came_before_an_error_of_our_own_in_one_go_is_acknowledged() -> None:
+    """The peer's message has been received: that a request the other way fails is nothing to do with it."""
+    with Pair(engine={"batch_window": 50 * US, "train": True}) as w:
+        w.settle()
+        w.a.recv(7, 8)
+        shut = w.a.engine.mr(w.a.pd, 0, 1 << 20, Access.REMOTE_READ)
+        to = w.a.space(8)
+        w.rule(Action.DELAY, Op.READ_RESP_ONLY, count=1, delay=10 * US)
+        w.a.post(2, READ, [Sge(to.addr, 8, shut.lkey)], **w.b.remote(w.b.put(b"12345678")))
+        w.go(70 * US)  # b has not yet answered: its message overtakes the answer
+        w.b.send(1, b"x")
+        w.go(30 * S)
+        assert w.a.done() == [(7, 0), (2, WcStatus.LOC_PROT_ERR)]
+        assert w.b.done() == [(1, 0)]
