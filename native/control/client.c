@@ -250,10 +250,26 @@ static void on_welcome(struct mg_device *dev, const struct mg_ctl_welcome *w, in
 		c->self.slot = w->slot;
 		mg_control_change(c, LINKED, MG_NEVER);
 		atomic_store(&dev->services_changed, dev->n_services != 0); /* a new agent knows of none */
+		mg_progress_lock(dev);
+		dev->net->alone = false;
+		mg_watch_look(dev, true); /* what came while there was no agent */
+		mg_device_unlock(dev);
 	} else {
 		*n_fds = 0;
 		resume_now(dev, w, fds, n);
 	}
+}
+
+/* Sockets of further addresses that were asked for: what they are bound to comes into the GID table. */
+static void on_sockets(struct mg_device *dev, const int *fds, size_t *n_fds)
+{
+	if (dev->control->state != LINKED && dev->control->state != DRAIN)
+		return;
+	mg_progress_lock(dev);
+	mg_net_adopt_more(dev->net, fds, *n_fds);
+	*n_fds = 0;
+	mg_watch_look(dev, false); /* what the agent has not sent it cannot have now */
+	mg_device_unlock(dev);
 }
 
 static void on_message(struct mg_device *dev, const struct mg_ctl_msg *msg, int *fds, size_t *n_fds,
@@ -272,6 +288,7 @@ static void on_message(struct mg_device *dev, const struct mg_ctl_msg *msg, int 
 		c->drain_until = now + wait_ms * MG_CTL_MS;
 		mg_control_change(c, DRAIN, now);
 		break;
+	case MG_CTL_SOCKETS: on_sockets(dev, fds, n_fds); break;
 	case MG_CTL_DUMP_REQ:
 		if (c->state == LINKED || c->state == DRAIN)
 			answer_dump(dev, msg->request, now);
@@ -284,7 +301,7 @@ static void reconnect(struct mg_device *dev, mg_time now)
 {
 	struct mg_control *c = dev->control;
 	bool stopped = c->state == STOPPED;
-	int fds[MG_FAMILIES], ret;
+	int fds[MG_CTL_MAX_FDS], ret;
 	size_t n = 0;
 
 	c->next = now + (stopped ? SEARCH_NS : MG_CTL_RECONNECT_NS);
@@ -292,11 +309,14 @@ static void reconnect(struct mg_device *dev, mg_time now)
 	if (ret < 0)
 		return;
 	c->fd = ret;
-	/* Only this thread replaces the sockets. */
+	mg_progress_lock(dev); /* the sockets stay what they are until they are sent */
 	for (int i = 0; i < MG_FAMILIES && !stopped; i++)
 		if (dev->net->sock[i].fd >= 0)
 			fds[n++] = dev->net->sock[i].fd;
+	for (unsigned i = 0; i < dev->net->n_further && n < MG_CTL_MAX_FDS; i++)
+		fds[n++] = dev->net->further[i].fd;
 	ret = mg_control_say_hello(c, stopped ? MG_HELLO_STOPPED : MG_HELLO_RUNNING, fds, n);
+	mg_device_unlock(dev);
 	mg_control_change(c, stopped ? RESUMING : GREETING, now + MG_CTL_ANSWER_NS);
 	if (ret)
 		lost(c, now);
@@ -330,6 +350,25 @@ static void tell_services(struct mg_device *dev, mg_time now)
 		lost(c, now);
 }
 
+static void ask_addresses(struct mg_device *dev, mg_time now)
+{
+	struct mg_control *c = dev->control;
+	struct mg_addr have[MG_MAX_GID];
+	uint8_t out[MG_CTL_MAX_LEN];
+	unsigned n;
+	size_t len;
+
+	atomic_store(&dev->ask_addresses, false);
+	mg_progress_lock(dev);
+	n = dev->net->n_further;
+	for (unsigned i = 0; i < n; i++)
+		memcpy(have[i].gid, dev->net->further[i].gid, sizeof(have[i].gid));
+	mg_device_unlock(dev);
+	len = mg_ctl_build_addresses(out, ++c->last_request, have, n);
+	if (mg_ctl_send(c->fd, out, len, NULL, 0))
+		lost(c, now);
+}
+
 mg_time mg_control_run(struct mg_device *dev, mg_time now, bool readable)
 {
 	struct mg_control *c = dev->control;
@@ -359,5 +398,7 @@ mg_time mg_control_run(struct mg_device *dev, mg_time now, bool readable)
 		on_time(dev, now);
 	if (c->state == LINKED && atomic_load(&dev->services_changed))
 		tell_services(dev, now);
+	if (c->state == LINKED && atomic_load(&dev->ask_addresses))
+		ask_addresses(dev, now);
 	return c->next;
 }

@@ -14,7 +14,7 @@
 #define MG_CTL_VERSION 1u
 #define MG_CTL_HEADER_LEN 16u
 #define MG_CTL_MAX_LEN 4096u
-#define MG_CTL_MAX_FDS 4u
+#define MG_CTL_MAX_FDS 18u /* two, and one for each further address */
 #define MG_CTL_DEFAULT_PATH "/run/migroce/agent.sock"
 #define MG_CTL_NO_SLOT 0xffffffffu
 
@@ -27,6 +27,8 @@ enum mg_ctl_type {
 	MG_CTL_DUMP_REQ = 6,
 	MG_CTL_DUMP = 7,
 	MG_CTL_LISTENS = 8,
+	MG_CTL_ADDRESSES = 9,
+	MG_CTL_SOCKETS = 10,
 };
 
 enum mg_ctl_hello_state { MG_HELLO_FRESH = 0, MG_HELLO_STOPPED = 1, MG_HELLO_RUNNING = 2 };
@@ -39,7 +41,9 @@ struct mg_ctl_hello {
 	uint32_t qpn_base, qpn_count;
 	char comm[16];
 	uint8_t gid[16];
+	uint32_t flags; /* MG_HELLO_FURTHER */
 };
+#define MG_HELLO_FURTHER 1u /* it takes sockets of the interface's other IPv4 addresses, too */
 
 struct mg_ctl_welcome {
 	uint32_t status; /* 0 or errno */
@@ -55,6 +59,11 @@ struct mg_ctl_stop {
 	uint32_t timeout_ms;
 };
 
+struct mg_ctl_sockets {
+	uint32_t status;    /* 0 or errno */
+	uint32_t n_sockets; /* that came along */
+};
+
 /* A message of the agent. */
 struct mg_ctl_msg {
 	uint16_t type; /* also types not known here: to be ignored */
@@ -62,6 +71,7 @@ struct mg_ctl_msg {
 	union {
 		struct mg_ctl_welcome welcome;
 		struct mg_ctl_stop stop;
+		struct mg_ctl_sockets sockets;
 	};
 };
 
@@ -81,6 +91,8 @@ size_t mg_ctl_build_resumed(uint8_t *out, uint32_t request, uint32_t status, uin
 size_t mg_ctl_build_dump(uint8_t *out, uint32_t request, uint32_t status, uint64_t dump_len);
 
 size_t mg_ctl_build_listens(uint8_t *out, uint32_t request, const uint32_t *services, uint32_t n);
+/* The further addresses that have a socket (at most MG_MAX_GID). */
+size_t mg_ctl_build_addresses(uint8_t *out, uint32_t request, const struct mg_addr *addr, uint32_t n);
 
 /* ---- link.c: the socket, with descriptors ---------------------------------------------------------- */
 

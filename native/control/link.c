@@ -116,6 +116,8 @@ int mg_ctl_receive(int fd, struct mg_ctl_msg *msg, int fds[MG_CTL_MAX_FDS], size
 	ret = m.msg_flags & (MSG_TRUNC | MSG_CTRUNC) ? EBADMSG : mg_ctl_parse(buf, (size_t)len, msg);
 	if (!ret && msg->type == MG_CTL_WELCOME && msg->welcome.n_sockets != *n_fds)
 		ret = EBADMSG;
+	if (!ret && msg->type == MG_CTL_SOCKETS && msg->sockets.n_sockets != *n_fds)
+		ret = EBADMSG;
 	if (ret) {
 		while (*n_fds)
 			close(fds[--*n_fds]);

@@ -21,6 +21,7 @@ int mg_control_say_hello(struct mg_control *c, enum mg_ctl_hello_state state, co
 	c->self.pid = (uint32_t)getpid();
 	/* Not the name of the thread that happens to say hello. */
 	snprintf(c->self.comm, sizeof(c->self.comm), "%.15s", program_invocation_short_name);
+	c->self.flags = mg_addr_single() ? 0 : MG_HELLO_FURTHER;
 	len = mg_ctl_build_hello(buf, ++c->last_request, &c->self);
 	return mg_ctl_send(c->fd, buf, len, fds, n_fds);
 }

@@ -9,9 +9,10 @@
 #include <errno.h>
 #include <string.h>
 
-#define HELLO_LEN 68u
+#define HELLO_LEN 72u
 #define WELCOME_LEN 40u
 #define STOP_LEN 8u
+#define SOCKETS_LEN 8u
 
 static uint16_t get16(const uint8_t *p)
 {
@@ -77,6 +78,15 @@ static int parse_stop(const uint8_t *p, size_t len, struct mg_ctl_stop *s)
 	return 0;
 }
 
+static int parse_sockets(const uint8_t *p, size_t len, struct mg_ctl_sockets *s)
+{
+	if (len < SOCKETS_LEN)
+		return EBADMSG;
+	s->status = get32(p);
+	s->n_sockets = get32(p + 4);
+	return s->n_sockets > MG_CTL_MAX_FDS ? EBADMSG : 0;
+}
+
 int mg_ctl_parse(const uint8_t *buf, size_t len, struct mg_ctl_msg *msg)
 {
 	size_t body;
@@ -93,6 +103,7 @@ int mg_ctl_parse(const uint8_t *buf, size_t len, struct mg_ctl_msg *msg)
 	switch (msg->type) {
 	case MG_CTL_WELCOME: return parse_welcome(buf, body, &msg->welcome);
 	case MG_CTL_STOP: return parse_stop(buf, body, &msg->stop);
+	case MG_CTL_SOCKETS: return parse_sockets(buf, body, &msg->sockets);
 	default: return 0;
 	}
 }
@@ -109,6 +120,7 @@ size_t mg_ctl_build_hello(uint8_t *out, uint32_t request, const struct mg_ctl_he
 	p = put32(p, h->qpn_count);
 	p = put_bytes(p, h->comm, sizeof(h->comm));
 	p = put_bytes(p, h->gid, sizeof(h->gid));
+	p = put32(p, h->flags);
 	return (size_t)(p - out);
 }
 
@@ -139,5 +151,14 @@ size_t mg_ctl_build_listens(uint8_t *out, uint32_t request, const uint32_t *serv
 
 	for (uint32_t i = 0; i < n; i++)
 		p = put32(p, services[i]);
+	return (size_t)(p - out);
+}
+
+size_t mg_ctl_build_addresses(uint8_t *out, uint32_t request, const struct mg_addr *addr, uint32_t n)
+{
+	uint8_t *p = put32(put_header(out, MG_CTL_ADDRESSES, 4 + 16 * n, request), n);
+
+	for (uint32_t i = 0; i < n; i++)
+		p = put_bytes(p, addr[i].gid, sizeof(addr[i].gid));
 	return (size_t)(p - out);
 }

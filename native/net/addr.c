@@ -200,10 +200,21 @@ static void add_gid(struct mg_port *port, const struct mg_addr *addr)
 		port->gid[port->n_gid++] = *addr;
 }
 
-/* 0: link-local, as on every RoCE port; 1: the address we use; then the interface's others. */
+bool mg_addr_single(void)
+{
+	const char *addr = getenv("MIGROCE_ADDR");
+
+	return addr && *addr;
+}
+
+/*
+ * 0: link-local, as on every RoCE port; 1: the address we use; then the interface's others. Several processes
+ * that were given an address each are side by side: then nobody takes the others' ones.
+ */
 static void fill_gids(struct mg_port *port, const struct ifaddrs *list)
 {
 	struct mg_addr eui64 = {{0xfe, 0x80}}, have;
+	bool single = mg_addr_single();
 
 	memcpy(eui64.gid + 8, port->mac, 3);
 	eui64.gid[8] ^= 2;
@@ -223,7 +234,7 @@ static void fill_gids(struct mg_port *port, const struct ifaddrs *list)
 	for (int v4 = 1; v4 >= 0; v4--)
 		for (const struct ifaddrs *i = list; i; i = i->ifa_next)
 			if (!strcmp(i->ifa_name, port->ifname) && gid_of(i->ifa_addr, &have) &&
-			    mg_gid_is_v4(have.gid) == v4 && !link_local(&have))
+			    mg_gid_is_v4(have.gid) == v4 && !link_local(&have) && !(v4 && single))
 				add_gid(port, &have);
 }
 
@@ -238,7 +249,7 @@ int mg_addr_choose(const struct mg_addr *want, struct mg_port *port, struct mg_a
 
 	if (getifaddrs(&list))
 		return errno;
-	if (want || (env_addr && *env_addr)) {
+	if (want || mg_addr_single()) {
 		if (want)
 			picked = *want;
 		else if (!gid_parse(env_addr, &picked))
@@ -262,7 +273,7 @@ int mg_addr_choose(const struct mg_addr *want, struct mg_port *port, struct mg_a
 	}
 	if (ret)
 		goto out;
-	if (!want && !(env_addr && *env_addr))
+	if (!want && !mg_addr_single())
 		gid_of(chosen->ifa_addr, &picked);
 	strncpy(fresh.ifname, chosen->ifa_name, sizeof(fresh.ifname) - 1);
 	fresh.ifindex = if_nametoindex(fresh.ifname);

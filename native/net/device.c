@@ -250,7 +250,7 @@ static void say_bind_error(const struct mg_addr *addr, const char *ifname, int e
 	mg_addr_print(addr->gid, text, sizeof(text));
 	if (err == EADDRINUSE)
 		mg_say("UDP port %u on %s (%s) is in use: without an agent one process can use the device; "
-		       "start `migroce agent`, or give this process another address by MIGROCE_ADDR "
+		       "start `migroce agent`, or give each process an address of its own by MIGROCE_ADDR "
 		       "(`ss -ulpn sport = %u` shows who has the port)",
 		       MG_ROCE_PORT, text, ifname, MG_ROCE_PORT);
 	else
@@ -375,6 +375,7 @@ static int open_device(struct mg_device *dev)
 		ret = ENOMEM;
 		goto said;
 	}
+	mg_further_sync(dev, &dev->port, true);
 	mg_net_usable(dev->net, &dev->port);
 	mg_net_gids(dev);
 	ret = open_cm(dev, &cfg);

@@ -61,6 +61,7 @@ struct mg_device {
 	uint32_t service[MG_MAX_SERVICES]; /* ports listened on: 0x0106pppp TCP, 0x0111pppp UDP */
 	uint32_t n_services;
 	_Atomic bool services_changed; /* since the agent was told */
+	_Atomic bool ask_addresses;    /* the agent, for sockets of further addresses */
 	uint32_t cm_slot;	       /* ours behind the address, 0 without an agent */
 	struct mg_port port;
 	unsigned refs;

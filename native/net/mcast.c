@@ -5,14 +5,13 @@
  * A wildly bound socket joins by itself; the kernel gives a multicast datagram to every socket that
  * has joined, past any reuseport steering. A socket that is bound to one address never hears a group:
  * then each group has a socket of its own, bound to the group's address, which several processes
- * may do at once (SO_REUSEADDR). An epoll descriptor over those is what the progress thread waits for.
+ * may do at once (SO_REUSEADDR), looked at by epoll as those of further addresses are.
  */
 #include "net/net.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <unistd.h>
 
 static bool v4(const struct mg_member *m)
@@ -40,22 +39,6 @@ static int change_v6(const struct mg_device *dev, int fd, const struct mg_addr *
 		       : 0;
 }
 
-static int watch(struct mg_device *dev, int fd)
-{
-	struct mg_net *net = dev->net;
-	struct epoll_event ev = {.events = EPOLLIN, .data.fd = fd};
-	int ep = atomic_load(&net->mcast_ep);
-
-	if (ep < 0) {
-		ep = epoll_create1(EPOLL_CLOEXEC);
-		if (ep < 0)
-			return errno;
-		atomic_store(&net->mcast_ep, ep);
-		mg_progress_wake(dev); /* it must wait for this one, too */
-	}
-	return epoll_ctl(ep, EPOLL_CTL_ADD, fd, &ev) ? errno : 0;
-}
-
 /* A socket bound to the group. */
 static int open_own(struct mg_device *dev, struct mg_member *m)
 {
@@ -72,11 +55,12 @@ static int open_own(struct mg_device *dev, struct mg_member *m)
 	else
 		ret = change_v4(dev, fd, &m->addr, true);
 	if (!ret)
-		ret = watch(dev, fd);
+		ret = mg_net_watch_also(dev->net, fd);
 	if (ret) {
 		close(fd);
 		return ret;
 	}
+	mg_progress_wake(dev); /* it must wait for this one, too */
 	mg_net_tune(fd);
 	m->own = (struct mg_sock){.fd = fd, .sport = MG_ROCE_PORT};
 	memcpy(m->own.gid, m->addr.gid, 16);
@@ -89,7 +73,7 @@ static int join(struct mg_device *dev, struct mg_member *m)
 {
 	const struct mg_sock *s = &dev->net->sock[v4(m) ? MG_V4 : MG_V6];
 
-	if (s->fd < 0)
+	if (s->fd < 0) /* nor are there further ones */
 		return EAFNOSUPPORT;
 	if (!v4(m))
 		return change_v6(dev, s->fd, &m->addr, true);
@@ -155,12 +139,8 @@ int mg_net_mcast_sync(struct mg_device *dev)
 
 void mg_net_mcast_close(struct mg_net *net)
 {
-	int ep = atomic_exchange(&net->mcast_ep, -1);
-
 	for (unsigned i = 0; i < net->n_member; i++)
 		if (net->member[i].own.fd >= 0)
 			close(net->member[i].own.fd);
 	net->n_member = 0;
-	if (ep >= 0)
-		close(ep);
 }

@@ -67,7 +67,7 @@ struct mg_sock {
 	mg_time hot;	 /* last traffic: a quiet second socket is looked at less often */
 };
 
-/* Membership in a multicast group, by the family's socket or one of its own (mcast.c). */
+/* Membership in a multicast group, by a wildly bound socket or one of its own (mcast.c). */
 struct mg_member {
 	struct mg_addr addr;
 	struct mg_sock own; /* fd -1: none */
@@ -80,21 +80,24 @@ struct mg_train {
 
 struct mg_net {
 	struct mg_sock sock[MG_FAMILIES];
+	struct mg_sock further[MG_MAX_GID]; /* of the interface's other IPv4 addresses (further.c) */
+	unsigned n_further;
+	bool alone; /* the sockets are our own, no agent's */
 	struct mg_member member[MG_MAX_MCAST];
 	unsigned n_member;
 	struct mg_ports *ports;
 	int watch; /* rtnetlink: what happens to the interface; -1: none */
 	_Atomic mg_time
-		settle; /* until then a port that is down after a move still counts as it was; 0: no such */
-	mg_time mcast_hot;    /* last traffic of their own sockets */
-	_Atomic int mcast_ep; /* epoll over the members' own sockets; -1: none */
-	bool want_header;     /* UD QPs are told of TTL and TOS */
-	bool gso;	      /* UDP_SEGMENT works on this path */
-	bool said_msgsize;    /* warned once about packets larger than the link's MTU */
-	unsigned idle_polls;  /* since the quiet socket was last looked at */
-	mg_time lazy_since;   /* 0: nothing is held back */
-	mg_time looked;	      /* when the sockets were last looked at */
-	mg_time bulk;	      /* when bulk data was last posted */
+		settle;	  /* until then a port that is down after a move still counts as it was; 0: no such */
+	mg_time more_hot; /* last traffic of further addresses' and groups' own sockets */
+	_Atomic int more_ep; /* epoll over these; -1: none */
+	bool want_header;    /* UD QPs are told of TTL and TOS */
+	bool gso;	     /* UDP_SEGMENT works on this path */
+	bool said_msgsize;   /* warned once about packets larger than the link's MTU */
+	unsigned idle_polls; /* since the quiet socket was last looked at */
+	mg_time lazy_since;  /* 0: nothing is held back */
+	mg_time looked;	     /* when the sockets were last looked at */
+	mg_time bulk;	     /* when bulk data was last posted */
 
 	/* mg_net_relax, about one thread that spins; two of them disturb each other and just go on. */
 	_Atomic pthread_t spinner;
@@ -150,13 +153,32 @@ int mg_net_bind(struct mg_net *net, const struct mg_addr *addr);
  * (then they are closed). EINVAL when one is not a UDP socket bound to a port.
  */
 int mg_net_adopt(struct mg_net *net, const int *fds, size_t n);
+/* The same for one more address of the interface. */
+int mg_net_bind_further(struct mg_net *net, const struct mg_addr *addr);
 void mg_net_close(struct mg_net *net);
+/* Further sockets of the agent's (SOCKETS); they belong to net from here. Those that cannot be used are closed. */
+void mg_net_adopt_more(struct mg_net *net, const int *fds, size_t n);
+/* One that is looked at by epoll: 0 or errno. Who has no thread of ours wakes the progress thread then. */
+int mg_net_watch_also(struct mg_net *net, int fd);
 void mg_net_tune(int fd);		  /* buffers and GRO, as far as allowed */
 void mg_net_tell_header(int fd, bool v4); /* TTL and TOS of what is received */
 /* Leave what the sockets can send from in port->gid, and GID 0. */
-void mg_net_usable(const struct mg_net *net, struct mg_port *port);
+void mg_net_usable(struct mg_net *net, struct mg_port *port);
 /* Tell the engine the device's GIDs, as far as they can be a source of packets. */
 void mg_net_gids(struct mg_device *dev);
+
+/* ---- further.c ------------------------------------------------------------------------------ */
+
+/* The socket of one of the interface's other IPv4 addresses, or NULL. */
+struct mg_sock *mg_further_of(struct mg_net *net, const uint8_t gid[16]);
+/* Take a socket in: 0 or errno (EEXIST, ENOSPC); then it is the caller's still. */
+int mg_further_put(struct mg_net *net, const struct mg_sock *s);
+/*
+ * Lock held. Close the sockets of addresses that are not in `port` any more; open those that are missing, or,
+ * with `ask`, have the agent do so. What cannot be had is left out.
+ */
+void mg_further_sync(struct mg_device *dev, const struct mg_port *port, bool ask);
+void mg_further_close(struct mg_net *net);
 
 /* ---- mcast.c -------------------------------------------------------------------------------- */
 
@@ -177,6 +199,8 @@ void mg_ports_resumed(struct mg_device *dev); /* lock held: after a stop they do
 /* ---- watch.c (mg_watch_run is in device.h) ------------------------------------------------------ */
 
 void mg_watch_open(struct mg_net *net);
+/* Lock held. Look at the interface anew; `ask`: the agent for sockets that are missing. */
+void mg_watch_look(struct mg_device *dev, bool ask);
 void mg_watch_close(struct mg_net *net);
 /* When mg_watch_run has something to do besides what the kernel says; MG_NEVER. */
 mg_time mg_watch_due(const struct mg_device *dev);
@@ -216,6 +240,8 @@ int mg_addr_choose(const struct mg_addr *want, struct mg_port *port, struct mg_a
  * an interface that is gone is a port that is down.
  */
 int mg_addr_look(const struct mg_port *before, struct mg_port *now);
+/* MIGROCE_ADDR is set: the device has that IPv4 address and no other. */
+bool mg_addr_single(void);
 /* Largest RDMA MTU in a netdev MTU, both in bytes, as rdma_rxe has it (80 bytes of headers). */
 uint32_t mg_addr_rdma_mtu(uint32_t netdev_mtu);
 /* Printable address of a GID into buf (at least INET6_ADDRSTRLEN bytes); returns buf. */

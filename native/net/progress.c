@@ -170,13 +170,13 @@ static mg_time serve(struct mg_device *dev, struct thread *t)
 }
 
 struct sleeper {
-	struct pollfd fd[4 + MG_FAMILIES]; /* wake, agent, interface, sockets, multicast */
+	struct pollfd fd[4 + MG_FAMILIES]; /* wake, agent, interface, sockets, more of them */
 	nfds_t n;
 };
 
 static void sleep_on(struct mg_device *dev, struct sleeper *s, bool sockets)
 {
-	int ep = atomic_load(&dev->net->mcast_ep);
+	int ep = atomic_load(&dev->net->more_ep);
 
 	s->fd[0] = (struct pollfd){.fd = dev->wake_fd, .events = POLLIN};
 	s->fd[1] = (struct pollfd){.fd = mg_control_fd(dev->control), .events = POLLIN};

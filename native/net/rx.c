@@ -174,18 +174,31 @@ static bool hot(mg_time traffic, mg_time now)
 	return traffic && now - traffic < MG_HOT_NS;
 }
 
-/* From those sockets of multicast groups that have something. */
-static int receive_groups(struct mg_device *dev, mg_time now)
+/* The socket behind a descriptor of the epoll set. */
+static struct mg_sock *more_sock(struct mg_net *net, int fd)
+{
+	for (unsigned i = 0; i < net->n_further; i++)
+		if (net->further[i].fd == fd)
+			return &net->further[i];
+	for (unsigned i = 0; i < net->n_member; i++)
+		if (net->member[i].own.fd == fd)
+			return &net->member[i].own;
+	return NULL;
+}
+
+/* From those sockets of further addresses and of multicast groups that have something. */
+static int receive_more(struct mg_device *dev, mg_time now)
 {
 	struct mg_net *net = dev->net;
 	struct epoll_event ev[8];
-	int ready = epoll_wait(net->mcast_ep, ev, 8, 0), n = 0;
+	int ready = epoll_wait(net->more_ep, ev, 8, 0), n = 0;
 
 	for (int i = 0; i < ready; i++) {
-		for (unsigned k = 0; k < net->n_member; k++)
-			if (net->member[k].own.fd == ev[i].data.fd)
-				n += receive(dev, now, &net->member[k].own);
-		net->mcast_hot = now;
+		struct mg_sock *s = more_sock(net, ev[i].data.fd);
+
+		if (s)
+			n += receive(dev, now, s);
+		net->more_hot = now;
 		if (rests(net))
 			break;
 	}
@@ -214,9 +227,9 @@ int mg_net_receive(struct mg_device *dev, mg_time now)
 		n += receive(dev, now, v6);
 	if (rests(net))
 		return n;
-	if (atomic_load_explicit(&net->mcast_ep, memory_order_relaxed) >= 0 &&
-	    (cold || hot(net->mcast_hot, now)))
-		n += receive_groups(dev, now);
+	if (atomic_load_explicit(&net->more_ep, memory_order_relaxed) >= 0 &&
+	    (cold || hot(net->more_hot, now)))
+		n += receive_more(dev, now);
 	return n;
 }
 
@@ -255,7 +268,7 @@ static void wait_for_packet(struct mg_device *dev, mg_time now)
 	for (int i = 0; i < MG_FAMILIES; i++)
 		if (dev->net->sock[i].fd >= 0)
 			fd[n++] = (struct pollfd){.fd = dev->net->sock[i].fd, .events = POLLIN};
-	ep = atomic_load(&dev->net->mcast_ep);
+	ep = atomic_load(&dev->net->more_ep);
 	if (ep >= 0)
 		fd[n++] = (struct pollfd){.fd = ep, .events = POLLIN};
 	/* To the progress thread this is polling. */

@@ -359,9 +359,17 @@ static void send_trains(struct mg_device *dev, struct mg_sock *s, size_t from, s
 	}
 }
 
-static struct mg_sock *socket_for(struct mg_net *net, const struct mg_pkt *pkt)
+/* NULL: the address it is to leave from is not here (any more). */
+static struct mg_sock *socket_for(struct mg_net *net, const struct mg_pkt *pkt, mg_time now)
 {
-	return &net->sock[mg_gid_is_v4(pkt->dst.gid) ? MG_V4 : MG_V6];
+	struct mg_sock *s = &net->sock[mg_gid_is_v4(pkt->dst.gid) ? MG_V4 : MG_V6];
+
+	if (s->fd >= 0 && (s->wild || !memcmp(s->gid, pkt->src.gid, sizeof(s->gid)))) {
+		s->hot = now;
+		return s;
+	}
+	net->more_hot = now;
+	return mg_gid_is_v4(pkt->dst.gid) ? mg_further_of(net, pkt->src.gid) : NULL;
 }
 
 static void send_batch(struct mg_device *dev, mg_time now, size_t n)
@@ -371,11 +379,11 @@ static void send_batch(struct mg_device *dev, mg_time now, size_t n)
 	struct mg_sock *s = NULL;
 
 	for (size_t i = 0; i < n;) {
-		struct mg_sock *own = socket_for(net, net->pkt + i);
+		struct mg_sock *own = socket_for(net, net->pkt + i, now);
 		size_t len = net->gso ? train_length(net->pkt + i, n - i) : 1;
 
-		if (own->fd < 0) {
-			note_error(dev, len, net->pkt + i, EAFNOSUPPORT);
+		if (!own) {
+			note_error(dev, len, net->pkt + i, EADDRNOTAVAIL);
 			i += len;
 			continue;
 		}
@@ -384,7 +392,6 @@ static void send_batch(struct mg_device *dev, mg_time now, size_t n)
 			begun = trains;
 		}
 		s = own;
-		s->hot = now;
 		net->train[trains++] = (struct mg_train){i, len};
 		i += len;
 	}

@@ -15,6 +15,7 @@
 #include <netinet/udp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <unistd.h>
 
 #ifndef UDP_SEGMENT
@@ -71,10 +72,12 @@ void mg_net_want_header(struct mg_device *dev)
 	for (int i = 0; i < MG_FAMILIES; i++)
 		if (net->sock[i].fd >= 0)
 			mg_net_tell_header(net->sock[i].fd, i == MG_V4);
+	for (unsigned i = 0; i < net->n_further; i++)
+		mg_net_tell_header(net->further[i].fd, true);
 }
 
 /* What its bound address tells: family, port, address. The options do not survive CRIU: set anew. */
-static int set_up(struct mg_net *net, int fd)
+static int set_up(struct mg_net *net, int fd, struct mg_sock *s)
 {
 	union {
 		struct sockaddr sa;
@@ -85,15 +88,16 @@ static int set_up(struct mg_net *net, int fd)
 	const int on = 1, off = 0;
 	int type = 0, df, flags;
 	socklen_t type_len = sizeof(type);
-	struct mg_sock *s;
+	bool v4;
 
+	*s = (struct mg_sock){.fd = fd, .tos = -1};
 	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &type_len) || type != SOCK_DGRAM)
 		return EINVAL;
 	memset(&name, 0, sizeof(name));
 	if (getsockname(fd, &name.sa, &len))
 		return errno;
-	if (name.sa.sa_family == AF_INET) {
-		s = &net->sock[MG_V4];
+	v4 = name.sa.sa_family == AF_INET;
+	if (v4) {
 		s->wild = name.v4.sin_addr.s_addr == htonl(INADDR_ANY);
 		memset(s->gid, 0, 10);
 		memset(s->gid + 10, 0xff, 2);
@@ -105,7 +109,6 @@ static int set_up(struct mg_net *net, int fd)
 		if (s->wild && setsockopt(fd, IPPROTO_IP, IP_PKTINFO, &on, sizeof(on)))
 			return errno;
 	} else if (name.sa.sa_family == AF_INET6) {
-		s = &net->sock[MG_V6];
 		s->wild = IN6_IS_ADDR_UNSPECIFIED(&name.v6.sin6_addr);
 		memcpy(s->gid, &name.v6.sin6_addr, 16);
 		s->sport = ntohs(name.v6.sin6_port);
@@ -120,7 +123,7 @@ static int set_up(struct mg_net *net, int fd)
 	} else {
 		return EINVAL;
 	}
-	if (s->sport == 0 || s->fd >= 0)
+	if (s->sport == 0)
 		return EINVAL;
 	flags = fcntl(fd, F_GETFL);
 	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) || fcntl(fd, F_SETFD, FD_CLOEXEC))
@@ -129,18 +132,32 @@ static int set_up(struct mg_net *net, int fd)
 	setsockopt(fd, IPPROTO_UDP, UDP_GRO, &on, sizeof(on));
 	/* Off: a way to see single packets in a capture, or out of a driver's trouble with GSO. */
 	net->gso = !getenv("MIGROCE_NO_GSO");
-	s->fd = fd;
-	s->tos = -1;
-	s->mcast = false;
 	/* Only what it has joined itself: other processes' groups are not for this one. */
-	if (s == &net->sock[MG_V4])
+	if (v4)
 		setsockopt(fd, IPPROTO_IP, IP_MULTICAST_ALL, &off, sizeof(off));
 	else
 		setsockopt(fd, IPPROTO_IPV6, IPV6_MULTICAST_ALL, &off, sizeof(off));
 	if (net->want_header)
-		mg_net_tell_header(fd, s == &net->sock[MG_V4]);
-	s->hot = 0;
+		mg_net_tell_header(fd, v4);
 	return 0;
+}
+
+/* The first of its family is the main one; a further one of IPv4 is another address's. */
+static int take_in(struct mg_net *net, int fd)
+{
+	struct mg_sock s, *main;
+	int ret = set_up(net, fd, &s);
+
+	if (ret)
+		return ret;
+	main = &net->sock[mg_gid_is_v4(s.gid) ? MG_V4 : MG_V6];
+	if (main->fd < 0)
+		*main = s;
+	else if (main == &net->sock[MG_V4] && !main->wild && !s.wild && memcmp(s.gid, main->gid, 16) != 0)
+		ret = mg_further_put(net, &s);
+	else
+		ret = EINVAL;
+	return ret;
 }
 
 struct mg_net *mg_net_new(void)
@@ -157,7 +174,7 @@ struct mg_net *mg_net_new(void)
 		free(net);
 		return NULL;
 	}
-	atomic_init(&net->mcast_ep, -1);
+	atomic_init(&net->more_ep, -1);
 	return net;
 }
 
@@ -172,7 +189,12 @@ void mg_net_free(struct mg_net *net)
 
 void mg_net_close(struct mg_net *net)
 {
+	int ep = atomic_exchange(&net->more_ep, -1);
+
 	mg_net_mcast_close(net);
+	mg_further_close(net);
+	if (ep >= 0)
+		close(ep);
 	mg_watch_close(net);
 	mg_ports_close(net->ports);
 	net->rest.at = net->rest.len;
@@ -193,7 +215,7 @@ static int bind_v4(struct mg_net *net, const struct mg_addr *addr)
 	if (fd < 0)
 		return errno;
 	grow_buffers(fd);
-	ret = bind(fd, (struct sockaddr *)&sin, sizeof(sin)) ? errno : set_up(net, fd);
+	ret = bind(fd, (struct sockaddr *)&sin, sizeof(sin)) ? errno : take_in(net, fd);
 	if (ret)
 		close(fd);
 	return ret;
@@ -215,16 +237,36 @@ static int bind_v6(struct mg_net *net)
 	    bind(fd, (struct sockaddr *)&sin6, sizeof(sin6)))
 		ret = errno;
 	else
-		ret = set_up(net, fd);
+		ret = take_in(net, fd);
 	if (ret)
 		close(fd);
 	return ret;
+}
+
+int mg_net_watch_also(struct mg_net *net, int fd)
+{
+	struct epoll_event ev = {.events = EPOLLIN, .data.fd = fd};
+	int ep = atomic_load(&net->more_ep);
+
+	if (ep < 0) {
+		ep = epoll_create1(EPOLL_CLOEXEC);
+		if (ep < 0)
+			return errno;
+		atomic_store(&net->more_ep, ep);
+	}
+	return epoll_ctl(ep, EPOLL_CTL_ADD, fd, &ev) ? errno : 0;
+}
+
+int mg_net_bind_further(struct mg_net *net, const struct mg_addr *addr)
+{
+	return bind_v4(net, addr);
 }
 
 int mg_net_bind(struct mg_net *net, const struct mg_addr *addr)
 {
 	int ret;
 
+	net->alone = true;
 	if (!mg_gid_is_v4(addr->gid))
 		return bind_v6(net);
 	ret = bind_v4(net, addr);
@@ -237,9 +279,10 @@ int mg_net_adopt(struct mg_net *net, const int *fds, size_t n)
 {
 	int ret = n ? 0 : EINVAL;
 
+	net->alone = false;
 	net->lazy_since = 0;
 	for (size_t i = 0; i < n; i++) {
-		int err = ret ? ret : set_up(net, fds[i]);
+		int err = ret ? ret : take_in(net, fds[i]);
 
 		if (err) {
 			close(fds[i]);
@@ -251,15 +294,24 @@ int mg_net_adopt(struct mg_net *net, const int *fds, size_t n)
 	return ret;
 }
 
-static bool can_send(const struct mg_net *net, const struct mg_port *port, const struct mg_addr *gid)
+void mg_net_adopt_more(struct mg_net *net, const int *fds, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (take_in(net, fds[i]))
+			close(fds[i]);
+}
+
+static bool can_send(struct mg_net *net, const struct mg_port *port, const struct mg_addr *gid)
 {
 	const struct mg_sock *s = &net->sock[mg_gid_is_v4(gid->gid) ? MG_V4 : MG_V6];
 
-	return !memcmp(gid, &port->own, sizeof(*gid)) || (s->fd >= 0 && s->wild);
+	return !memcmp(gid, &port->own, sizeof(*gid)) ||
+	       (s->fd >= 0 && (s->wild || !memcmp(gid, s->gid, sizeof(*gid)))) ||
+	       mg_further_of(net, gid->gid);
 }
 
 /* An IPv4 socket that is bound to one address cannot send from the interface's others. */
-void mg_net_usable(const struct mg_net *net, struct mg_port *port)
+void mg_net_usable(struct mg_net *net, struct mg_port *port)
 {
 	unsigned n = 1;
 

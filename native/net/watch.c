@@ -106,13 +106,14 @@ static void keep_places(struct mg_port *fresh, const struct mg_port *port)
 			put(fresh, &found.gid[i]);
 }
 
-static void look(struct mg_device *dev)
+void mg_watch_look(struct mg_device *dev, bool ask)
 {
 	struct mg_port fresh;
 	bool changed;
 
 	if (mg_addr_look(&dev->port, &fresh))
 		return;
+	mg_further_sync(dev, &fresh, ask);
 	mg_net_usable(dev->net, &fresh);
 	keep_places(&fresh, &dev->port);
 	changed = memcmp(fresh.gid, dev->port.gid, sizeof(fresh.gid)) != 0;
@@ -138,6 +139,7 @@ void mg_watch_moved(struct mg_device *dev, const struct mg_port *port)
 	if (atomic_load(&dev->net->settle))
 		dev->port.flags = before.flags;
 	mg_set_path_mtu(dev->engine, port->active_mtu);
+	mg_further_sync(dev, &dev->port, true);
 	mg_net_usable(dev->net, &dev->port);
 	mg_net_gids(dev);
 	/* Entry 0 is made of the MAC, which is another one on each node, unless it is an address. */
@@ -222,5 +224,5 @@ void mg_watch_run(struct mg_device *dev)
 			changed |= heed_all(dev, buf, (size_t)n);
 	}
 	if (changed)
-		look(dev);
+		mg_watch_look(dev, true);
 }

@@ -46,6 +46,17 @@ void mgc_sockaddr(const uint8_t gid[16], uint16_t port, struct sockaddr_storage 
 	}
 }
 
+void mgc_tell_gids(struct rdma_addr *a)
+{
+	struct mg_addr src = {{0}}, dst = {{0}};
+
+	mgc_gid_of(&a->src_addr, &src);
+	mgc_gid_of(&a->dst_addr, &dst);
+	memcpy(a->addr.ibaddr.sgid.raw, src.gid, sizeof(src.gid));
+	memcpy(a->addr.ibaddr.dgid.raw, dst.gid, sizeof(dst.gid));
+	a->addr.ibaddr.pkey = htons(0xffff);
+}
+
 socklen_t mgc_len(const struct sockaddr *sa)
 {
 	switch (sa->sa_family) {
@@ -124,9 +135,31 @@ struct ibv_ah_attr mgc_ah_attr(const struct mgc_id *id, const struct mg_addr *ow
 	return a;
 }
 
+/* What the routing table has packets to `dst` leave from. Connecting a UDP socket asks it and sends nothing. */
+static bool routed(const struct sockaddr *dst, unsigned ifindex, struct mg_addr *own)
+{
+	struct sockaddr_storage to = {0}, self;
+	struct sockaddr_in6 *d6 = (struct sockaddr_in6 *)&to;
+	socklen_t len = sizeof(self);
+	int fd = socket(dst->sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	bool found;
+
+	if (fd < 0)
+		return false;
+	memcpy(&to, dst, mgc_len(dst));
+	mgc_set_port((struct sockaddr *)&to, MG_ROCE_PORT);
+	if (dst->sa_family == AF_INET6 && IN6_IS_ADDR_LINKLOCAL(&d6->sin6_addr))
+		d6->sin6_scope_id = ifindex;
+	found = !connect(fd, (struct sockaddr *)&to, mgc_len(dst)) &&
+		!getsockname(fd, (struct sockaddr *)&self, &len) && mgc_gid_of((struct sockaddr *)&self, own);
+	close(fd);
+	return found;
+}
+
 /*
- * The address of ours that goes with `dst`: the main one, or, if that is of the other family, the first
- * that is not (link-local ones, index 0, for link-local ones only). False: there is none.
+ * The address of ours that goes with `dst`: the route's, as in the kernel; if that is none of ours, the main one,
+ * or, if that is of the other family, the first that is not (link-local ones, index 0, for link-local ones
+ * only). False: there is none.
  */
 static bool source_for(struct mg_device *dev, const struct sockaddr *dst, struct mg_addr *own)
 {
@@ -136,6 +169,8 @@ static bool source_for(struct mg_device *dev, const struct sockaddr *dst, struct
 	struct mg_port port;
 
 	mg_device_port(dev, &port);
+	if (routed(dst, port.ifindex, own) && index_in(&port, own) != MGC_NO_GID)
+		return true;
 	for (unsigned i = !v4 && IN6_IS_ADDR_LINKLOCAL(&d6->sin6_addr) ? 0 : 1; i < port.n_gid; i++) {
 		if (mg_gid_is_v4(port.gid[i].gid) == v4 && memcmp(&port.gid[i], &none, sizeof(none)) != 0) {
 			*own = port.gid[i];
@@ -335,6 +370,7 @@ MGC_EXPORT int rdma_resolve_addr(struct rdma_cm_id *ib, struct sockaddr *src, st
 		mgc_sockaddr(own.gid, mgc_port(&ib->route.addr.src_addr), &from);
 		memcpy(&ib->route.addr.src_storage, &from, sizeof(from));
 		memcpy(&ib->route.addr.dst_storage, &to, sizeof(to));
+		mgc_tell_gids(&ib->route.addr);
 		id->state = MGC_ADDR;
 		mgc_reclaim(id, false);
 	}

@@ -35,6 +35,7 @@ static void set_addresses(struct mgc_id *id, const struct mg_cm_conn *conn)
 
 	mgc_sockaddr(conn->ip.dst, (uint16_t)conn->service_id, &a->src_storage);
 	mgc_sockaddr(conn->ip.src, conn->ip.sport, &a->dst_storage);
+	mgc_tell_gids(a);
 }
 
 static bool request(struct mg_cm_conn *conn, bool ud, const struct mg_cm_msg *m)

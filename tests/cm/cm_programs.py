@@ -13,11 +13,11 @@ import pytest
 from tests.native.procfs import waits_for_events
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "verbs"))
-from verbs_pair import ADDRESSES, Outcome, Pair, _ended, _finish
+from verbs_pair import ADDRESSES, FURTHER, Outcome, Pair, _ended, _finish
 from verbs_programs import FLAGS, Preload, sanitized
 from verbs_programs import SOURCES as TV
 
-__all__ = ["ADDRESSES", "FLAGS", "TV", "CmPair", "Preload", "command", "finish_within", "own_race"]
+__all__ = ["ADDRESSES", "FLAGS", "FURTHER", "TV", "CmPair", "Preload", "command", "finish_within", "own_race"]
 
 
 def command(line: str) -> list[str]:

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cm_programs import ADDRESSES, CmPair, finish_within
+from cm_programs import ADDRESSES, FURTHER, CmPair, finish_within
 from tests.e2e.stage import wait_for
 
 A = ADDRESSES[0]
@@ -35,6 +36,20 @@ PAIRS = (
 @pytest.mark.parametrize(("server", "client"), PAIRS, ids=[s for s, _ in PAIRS])
 def test_programs_connect_and_complete(pair: CmPair, server: str, client: str) -> None:
     pair.both(server, client).check()
+
+
+B = FURTHER[0]
+
+
+@pytest.mark.parametrize(("server", "client"), [
+    (f"rping -s -a {B} -C 5 -V", f"rping -c -a {B} -I {FURTHER[1]} -C 5 -V"),
+    ("rping -s -C 5 -V", f"rping -c -a {A} -I {FURTHER[1]} -C 5 -V"),
+    (f"udaddy -b {B}", f"udaddy -s {B}"),
+    (f"rdma_server -s {B}", f"rdma_client -s {B}"),
+    ("ib_send_bw -R -n 500", f"ib_send_bw -R -n 500 {B}"),
+])  # fmt: skip
+def test_programs_use_further_addresses(pair: CmPair, server: str, client: str) -> None:
+    replace(pair, by_interface=True).both(server, client).check()
 
 
 def test_nobody_listening_is_told_as_a_reject(pair: CmPair) -> None:

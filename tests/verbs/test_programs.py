@@ -6,10 +6,11 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from verbs_pair import Pair
+from verbs_pair import FURTHER, Pair
 from verbs_programs import Preload
 
 PERFTEST_PORT = 18515
@@ -144,6 +145,39 @@ def _help(program: str) -> str:
 @pytest.mark.parametrize("line", PINGPONG)
 def test_pingpong_completes(pair: Pair, line: str) -> None:
     pair.run(_command(line), port=PINGPONG_PORT).check()
+
+
+FURTHER_PINGPONG = tuple(f"ibv_{kind}_pingpong -g 2 -n 200" for kind in ("rc", "uc", "ud", "srq", "xsrq"))
+
+
+@pytest.mark.parametrize("line", FURTHER_PINGPONG)
+def test_a_further_address_is_pinged_from_and_to(pair: Pair, line: str) -> None:
+    outcome = replace(pair, by_interface=True).run(_command(line), port=PINGPONG_PORT)
+    outcome.check()
+    for run, own in zip((outcome.server, outcome.client), FURTHER, strict=True):
+        assert re.search(rf"local(?: address)?: .*GID ::ffff:{own}$", run.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", [
+    "ib_send_bw -n 500 -b -q 4 -x 2",
+    "ib_write_bw -n 500 -s 100001 -x 2",
+    "ib_read_bw -n 500 -x 2",
+    "ib_atomic_lat -n 200 -e -x 2",
+    "ib_send_lat -n 200 -c UD -x 2",
+    "ib_send_bw -n 500 -c UC -s 1000 -x 2",
+])  # fmt: skip
+def test_perftest_completes_between_further_addresses(pair: Pair, line: str) -> None:
+    outcome = replace(pair, by_interface=True).run(_command(line), port=PERFTEST_PORT)
+    outcome.check()
+    for run, own in zip((outcome.server, outcome.client), FURTHER, strict=True):
+        gid = ":".join(f"{int(byte):02d}" for byte in own.split("."))
+        assert re.search(rf"^ GID: .*:255:255:{gid}\s*$", run.stdout, re.MULTILINE)
+
+
+def test_a_group_hears_what_is_sent_from_a_further_address(pair: Pair) -> None:
+    group = "0:0:0:0:0:0:0:0:0:0:255:255:239:1:1:1"
+    line = f"ib_send_bw -n 500 -c UD -s 1000 -g -x 2 -M {group}"
+    replace(pair, by_interface=True).run(_command(line), port=PERFTEST_PORT).check()
 
 
 def test_pingpong_validates_what_arrives(pair: Pair) -> None:

@@ -15,6 +15,8 @@ from tests.native.procfs import listens
 from verbs_programs import Preload, sanitized
 
 ADDRESSES = ("10.99.0.1", "10.99.0.2")
+FURTHER = ("10.99.1.1", "10.99.1.2")
+"""The interfaces' second IPv4 addresses, which only programs without MIGROCE_ADDR have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Pair:
     """Namespaces 0 (server) and 1 (client)."""
 
     preload: Preload
+    by_interface: bool = False
+    """Programs have the interface with all its addresses, not one address."""
 
     @staticmethod
     def names() -> tuple[str, str]:
@@ -57,10 +61,11 @@ class Pair:
         for name in (server, client):
             _ip("netns", "add", name)
         _ip("link", "add", "veth", "netns", server, "type", "veth", "peer", "name", "veth", "netns", client)
-        for name, address in zip((server, client), ADDRESSES, strict=True):
+        for name, address, second in zip((server, client), ADDRESSES, FURTHER, strict=True):
             _ip("-n", name, "link", "set", "lo", "up")
             _ip("-n", name, "link", "set", "veth", "mtu", "9000", "up")
             _ip("-n", name, "address", "add", f"{address}/24", "dev", "veth")
+            _ip("-n", name, "address", "add", f"{second}/24", "dev", "veth")
             _ip("-n", name, "address", "add", f"fd99::{address[-1]}/64", "dev", "veth", "nodad")
         return cls(preload)
 
@@ -92,9 +97,9 @@ class Pair:
         )  # fmt: skip
 
     def _settings(self, end: int) -> list[str]:
-        ours = ("LD_PRELOAD", "MIGROCE_ADDR", "MIGROCE_AGENT")
-        environment = self.preload.environment(ADDRESSES[end])
-        return [f"{name}={environment[name]}" for name in ours]
+        environment = self.preload.environment(ADDRESSES[end], MIGROCE_IFACE="veth")
+        which = "MIGROCE_IFACE" if self.by_interface else "MIGROCE_ADDR"
+        return [f"{name}={environment[name]}" for name in ("LD_PRELOAD", which, "MIGROCE_AGENT")]
 
     def _wait_for_listener(self, process: subprocess.Popen[str], port: int, end: float) -> None:
         """Until /proc/net/tcp of the server's namespace shows the port: no connection is made."""

@@ -550,11 +550,64 @@ static void a_family_without_an_address_is_told_by_the_event(void)
 	drop(id);
 }
 
-TV_MAIN(T(addresses_are_translated_by_an_event), T(a_program_may_send_itself_an_event),
-	T(wrong_addresses_are_told), T(a_family_without_an_address_is_told_by_the_event),
-	T(ports_are_given_and_kept), T(what_cannot_be_reached_is_told), T(calls_out_of_place_fail),
-	T(a_rejection_brings_reason_and_data), T(a_refused_id_does_not_connect_again),
-	T(a_request_that_was_taken_back_cannot_be_accepted), T(a_datagram_service_refuses_by_status),
-	T(the_programs_own_qps_connect), T(requests_beyond_the_backlog_come_later),
-	T(an_id_takes_its_events_to_another_channel), T(messages_through_a_shared_receive_queue),
-	T(a_group_is_joined_once_and_left), T(addresses_are_translated))
+static void ip(const char *args)
+{
+	char command[256];
+
+	snprintf(command, sizeof(command), "ip %s", args);
+	CHECK_EQ(system(command), 0);
+}
+
+static void expect_source(struct rdma_cm_id *id, const char *own)
+{
+	const struct sockaddr_in *sin = (const struct sockaddr_in *)(const void *)rdma_get_local_addr(id);
+	char text[INET_ADDRSTRLEN];
+
+	CHECK(inet_ntop(AF_INET, &sin->sin_addr, text, sizeof(text)));
+	CHECK(!strcmp(text, own));
+	CHECK(!memcmp(id->route.addr.addr.ibaddr.sgid.raw + 12, &sin->sin_addr, 4));
+	drop(id);
+}
+
+/* Of several addresses in as many networks each reaches its own; one that is named is kept. */
+static void the_source_is_the_routes(void)
+{
+	struct rdma_cm_id *id;
+
+	unsetenv("LD_PRELOAD"); /* ip needs no device */
+	unsetenv("MIGROCE_ADDR");
+	setenv("MIGROCE_IFACE", "mgp0", 1);
+	ip("link add mgp0 type veth peer name mgp1");
+	ip("link set mgp1 up");
+	ip("link set mgp0 up");
+	ip("address add 10.98.0.1/24 dev mgp0");
+	ip("address add 10.98.1.1/24 dev mgp0");
+	ip("neighbour add 10.98.0.9 lladdr 02:00:00:00:00:09 dev mgp0");
+	ip("neighbour add 10.98.1.9 lladdr 02:00:00:00:00:09 dev mgp0");
+	id = new_id(RDMA_PS_TCP);
+	CHECK_EQ(rdma_resolve_addr(id, NULL, addr_of("10.98.1.9", PORT), 1000), 0);
+	expect(RDMA_CM_EVENT_ADDR_RESOLVED, 0);
+	expect_source(id, "10.98.1.1");
+	id = new_id(RDMA_PS_TCP);
+	CHECK_EQ(rdma_resolve_addr(id, NULL, addr_of("10.98.0.9", PORT), 1000), 0);
+	expect(RDMA_CM_EVENT_ADDR_RESOLVED, 0);
+	expect_source(id, "10.98.0.1");
+	id = new_id(RDMA_PS_TCP);
+	CHECK_EQ(rdma_resolve_addr(id, addr_of("10.98.1.1", 0), addr_of("10.98.0.9", PORT), 1000), 0);
+	expect(RDMA_CM_EVENT_ADDR_RESOLVED, 0);
+	expect_source(id, "10.98.1.1");
+	id = new_id(RDMA_PS_TCP);
+	FAILS(rdma_bind_addr(id, addr_of("10.98.1.2", PORT)), EADDRNOTAVAIL);
+	CHECK_EQ(rdma_bind_addr(id, addr_of("10.98.1.1", PORT)), 0);
+	drop(id);
+}
+
+TV_MAIN(T(addresses_are_translated_by_an_event), T(the_source_is_the_routes),
+	T(a_program_may_send_itself_an_event), T(wrong_addresses_are_told),
+	T(a_family_without_an_address_is_told_by_the_event), T(ports_are_given_and_kept),
+	T(what_cannot_be_reached_is_told), T(calls_out_of_place_fail), T(a_rejection_brings_reason_and_data),
+	T(a_refused_id_does_not_connect_again), T(a_request_that_was_taken_back_cannot_be_accepted),
+	T(a_datagram_service_refuses_by_status), T(the_programs_own_qps_connect),
+	T(requests_beyond_the_backlog_come_later), T(an_id_takes_its_events_to_another_channel),
+	T(messages_through_a_shared_receive_queue), T(a_group_is_joined_once_and_left),
+	T(addresses_are_translated))
