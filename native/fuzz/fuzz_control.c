@@ -29,6 +29,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		FUZZ_CHECK(w->status || (w->qpn_count > 0 && w->qpn_base <= MG_QPN_MASK &&
 					 (uint64_t)w->qpn_base + w->qpn_count <= MG_QPN_MASK + 1u));
 	}
+	if (!err && msg.type == MG_CTL_SOCKETS)
+		FUZZ_CHECK(msg.sockets.n_sockets <= MG_CTL_MAX_FDS);
 	if (size < MG_CTL_HEADER_LEN || size + 8 > sizeof(copy))
 		return 0;
 

@@ -17,8 +17,10 @@ MAGIC = 0x3152474D
 VERSION = 1
 MAX_MESSAGE = 4096
 """Longest message accepted, bytes."""
-MAX_FDS = 4
-"""Descriptors accepted with one message."""
+MAX_FDS = 18
+"""Descriptors accepted with one message: two sockets, and one for each further address."""
+MAX_FURTHER = MAX_FDS - 2
+"""Further addresses of an interface that a process may have."""
 NO_SLOT = 0xFFFFFFFF
 NO_GID = b"\0" * 16
 MAX_SERVICES = 256
@@ -45,6 +47,8 @@ class Type(enum.IntEnum):
     DUMP_REQ = 6
     DUMP = 7
     LISTENS = 8
+    ADDRESSES = 9
+    SOCKETS = 10
 
 
 class HelloState(enum.IntEnum):
@@ -55,9 +59,13 @@ class HelloState(enum.IntEnum):
     RUNNING = 2
 
 
+HELLO_FURTHER = 1
+"""In a HELLO's flags: sockets of the interface's other IPv4 addresses are wanted, too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """lib -> agent, first message. With RUNNING the process's UDP sockets come along (v4[, v6])."""
+    """lib -> agent, first message. With RUNNING its UDP sockets come along (v4[, v6], further v4)."""
 
     instance: bytes
     pid: int
@@ -67,11 +75,12 @@ class Hello:
     qpn_count: int = 0
     comm: str = ""
     gid: bytes = NO_GID
+    flags: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """agent -> lib. `status`: 0 or an errno; `n_sockets` descriptors come along (v4[, v6])."""
+    """agent -> lib. `status`: 0 or an errno; `n_sockets` descriptors come along (v4[, v6], further v4)."""
 
     status: int
     slot: int = NO_SLOT
@@ -127,7 +136,24 @@ class Listens:
     services: tuple[int, ...]
 
 
-Message: TypeAlias = Hello | Welcome | Stop | Stopped | Resumed | DumpReq | DumpReply | Listens
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """lib -> agent: the interface's addresses have changed; the further ones that it has sockets of."""
+
+    gids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """agent -> lib: sockets of further addresses that it had none of; `n_sockets` come along."""
+
+    status: int
+    n_sockets: int = 0
+
+
+Message: TypeAlias = (
+    Hello | Welcome | Stop | Stopped | Resumed | DumpReq | DumpReply | Listens | Addresses | Sockets
+)
 
 _HELLO = struct.Struct("<16s5I16s16s")
 _WELCOME = struct.Struct("<6I16s")
@@ -143,6 +169,8 @@ _MIN_BODY = {
     Type.DUMP_REQ: 0,
     Type.DUMP: _TWO_LEN.size,
     Type.LISTENS: 4,
+    Type.ADDRESSES: 4,
+    Type.SOCKETS: _TWO.size,
 }
 
 
@@ -152,7 +180,7 @@ def _body(msg: Message) -> tuple[Type, bytes]:
             comm = msg.comm.encode("utf-8", "replace")[:15]
             return Type.HELLO, _HELLO.pack(
                 msg.instance, msg.pid, msg.state, msg.slot, msg.qpn_base, msg.qpn_count, comm, msg.gid
-            )
+            ) + struct.pack("<I", msg.flags)
         case Welcome():
             return Type.WELCOME, _WELCOME.pack(
                 msg.status, msg.slot, msg.qpn_base, msg.qpn_count, msg.n_sockets, msg.flags, msg.gid
@@ -170,6 +198,10 @@ def _body(msg: Message) -> tuple[Type, bytes]:
         case Listens():
             n = len(msg.services)
             return Type.LISTENS, struct.pack(f"<{n + 1}I", n, *msg.services)
+        case Addresses():
+            return Type.ADDRESSES, struct.pack("<I", len(msg.gids)) + b"".join(msg.gids)
+        case Sockets():
+            return Type.SOCKETS, _TWO.pack(msg.status, msg.n_sockets)
 
 
 def encode(msg: Message, request_id: int = 0) -> bytes:
@@ -207,7 +239,9 @@ def _message(kind: Type, data: bytes) -> Message:
                 raise ControlError(f"a HELLO has the unknown state {state}")
             name = comm.split(b"\0", 1)[0].decode("utf-8", "replace")
             name = "".join(c if c.isprintable() else "?" for c in name)
-            return Hello(instance, pid, state, slot, base, count, name, gid)
+            more = at + _HELLO.size
+            (flags,) = struct.unpack_from("<I", data, more) if len(data) >= more + 4 else (0,)
+            return Hello(instance, pid, state, slot, base, count, name, gid, flags)
         case Type.WELCOME:
             return Welcome(*_WELCOME.unpack_from(data, at))
         case Type.STOP:
@@ -226,3 +260,10 @@ def _message(kind: Type, data: bytes) -> Message:
             if n > MAX_SERVICES or len(data) < at + 4 + 4 * n:
                 raise ControlError(f"a LISTENS of {len(data) - at} bytes is too short, or {n} are too many")
             return Listens(struct.unpack_from(f"<{n}I", data, at + 4))
+        case Type.ADDRESSES:
+            (n,) = struct.unpack_from("<I", data, at)
+            if n > MAX_FURTHER or len(data) < at + 4 + 16 * n:
+                raise ControlError(f"an ADDRESSES of {n} is too short, or they are too many")
+            return Addresses(tuple(data[at + 4 + 16 * i : at + 20 + 16 * i] for i in range(n)))
+        case Type.SOCKETS:
+            return Sockets(*_TWO.unpack_from(data, at))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import random
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,10 @@ from migroce import control as c
 
 MESSAGES: list[c.Message] = [
     c.Hello(b"i" * 16, 42, c.HelloState.STOPPED, 3, 3 << 18, 1 << 18, "ib_send_bw", b"g" * 16),
+    c.Hello(b"i" * 16, 42, c.HelloState.FRESH, flags=c.HELLO_FURTHER),
+    c.Addresses((b"a" * 16, b"b" * 16)),
+    c.Addresses(()),
+    c.Sockets(0, 3),
     c.Welcome(0, 3, 3 << 18, 1 << 18, 2, 0, b"g" * 16),
     c.Stop(0, 250),
     c.Stopped(0, 4096, 1 << 20),
@@ -35,8 +40,16 @@ def test_longer_bodies_are_accepted_and_shorter_ones_refused(msg: c.Message) -> 
     longer = head + struct.pack("<II", len(body) + 9, 1) + body + b"\xff" * 9
     assert c.decode(longer) == (1, msg)
     if body:
+        short = body[:67] if isinstance(msg, c.Hello) else body[:-1]
         with pytest.raises(c.ControlError, match="too short"):
-            c.decode(head + struct.pack("<II", len(body) - 1, 1) + body[:-1])
+            c.decode(head + struct.pack("<II", len(short), 1) + short)
+
+
+def test_an_older_hello_has_no_flags() -> None:
+    msg = c.Hello(b"i" * 16, 42, c.HelloState.FRESH, flags=c.HELLO_FURTHER)
+    data = c.encode(msg, 1)
+    older = data[:8] + struct.pack("<II", 68, 1) + data[16 : 16 + 68]
+    assert c.decode(older) == (1, replace(msg, flags=0))
 
 
 def test_unknown_types_are_ignored() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from shutil import which
 import pytest
 
 from migroce import paths
-from migroce.control import HelloState
+from migroce.agent.sockets import make_udp
+from migroce.control import HELLO_FURTHER, Addresses, HelloState, Sockets
 
 from .fakeagent import FakeAgent, sockets_for, until
 from .netns import Node, ip, pair
@@ -63,12 +65,12 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watching(node: Node, agent: str) -> Iterator[Watch]:
+def watching(node: Node, agent: str, *, by_interface: bool = False) -> Iterator[Watch]:
     libraries = [os.environ.get("MIGROCE_SANITIZER_RUNTIME", ""), str(paths.library())]
     env = {
         "LD_PRELOAD": ":".join(filter(None, libraries)),
         "MIGROCE_AGENT": agent,
-        "MIGROCE_ADDR": node.address,
+        **({"MIGROCE_IFACE": node.iface} if by_interface else {"MIGROCE_ADDR": node.address}),
     }
     command = node.command("env", *(f"{k}={v}" for k, v in env.items()), "ibv_asyncwatch")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -155,3 +157,50 @@ def test_a_port_that_stays_unplugged_has(two: tuple[Node, Node], stopping: Stopp
     assert stopping.watch.event() == "PORT_ERR"
     link(two[1], "up")
     assert stopping.watch.event() == "PORT_ACTIVE"
+
+
+def further(node: Node, text: str) -> socket.socket:
+    """A socket as the agent makes it."""
+    return node.call(lambda: make_udp(socket.AF_INET, socket.inet_aton(text), freebind=False))
+
+
+def test_further_addresses_are_asked_for_and_those_that_come_are_gids(
+    two: tuple[Node, Node], tmp_path: Path
+) -> None:
+    node, second = two[0], "10.9.1.1"
+    gid = bytes(10) + b"\xff\xff" + socket.inet_aton(second)
+    with FakeAgent(tmp_path) as agent, sockets_for(node) as socks, \
+            watching(node, str(agent.path), by_interface=True) as watch:  # fmt: skip
+        link, hello = agent.accept(HelloState.FRESH)
+        with link:
+            assert hello.flags == HELLO_FURTHER
+            link.welcome(hello, node, socks)
+            assert "async event FD" in watch.line()
+            ip("-n", node.netns, "address", "add", f"{second}/24", "dev", node.iface)
+            assert link.receive(Addresses).gids == ()
+            with further(node, second) as sock, further(node, "127.0.0.9") as other, \
+                    socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unbound:  # fmt: skip
+                # What it has already, what is no socket of the interface's, and what is none at all.
+                sent = [socks[0], other, unbound, sock, sock]
+                link.send(Sockets(0, len(sent)), fds=[s.fileno() for s in sent])
+                assert watch.event() == "GID_CHANGE"
+                ip("-n", node.netns, "address", "add", "fd97::1/64", "dev", node.iface, "nodad")
+                assert watch.event() == "GID_CHANGE"
+                agent.vanish()
+                link.stop()
+                agent.listen()
+                again, hello = agent.accept(HelloState.STOPPED)
+                with again:
+                    assert hello.flags == HELLO_FURTHER
+                    again.welcome(hello, node, [*socks, sock])
+                    assert again.resumed().status == 0
+                    ip("-n", node.netns, "address", "add", "10.9.2.1/24", "dev", node.iface)
+                    assert again.receive(Addresses).gids == (gid,)
+                    ip("-n", node.netns, "address", "del", f"{second}/24", "dev", node.iface)
+                    assert watch.event() == "GID_CHANGE"
+                    assert again.receive(Addresses).gids == ()
+                    again.send(Sockets(0, 2))  # without the descriptors
+                    again.wait_end()
+                    back, hello = agent.accept(HelloState.RUNNING)
+                    with back:
+                        assert len(back.fds) == len(socks)

@@ -12,7 +12,7 @@ from migroce.agent.context import Context, Phase
 from migroce.agent.errors import AgentError
 from migroce.agent.link import Link
 from migroce.agent.sockets import Port, check_adopted, inode_of
-from migroce.control import NO_SLOT, Hello, HelloState
+from migroce.control import HELLO_FURTHER, NO_SLOT, Hello, HelloState
 
 if TYPE_CHECKING:
     from migroce.agent.container import Container
@@ -41,6 +41,8 @@ class Admission:
                 ctx = self._claimed(port, hello) if stopped else self._fresh(port, hello)
                 fixed = any(c.gid)
                 socks = port.open(ctx.slot, c.gid if fixed else hello.gid, fixed=fixed)
+                if hello.flags & HELLO_FURTHER:
+                    socks = socks + c.node.ports.follow(port, ctx.slot, ())
                 ctx.phase = Phase.RESUMING if stopped else Phase.RUNNING
         except AgentError:
             for slot in self._reserved:

@@ -25,6 +25,7 @@ from migroce.agent.standin import StandIn
 from migroce.agent.standin_io import StandInIO
 from migroce.control import (
     NO_GID,
+    Addresses,
     ControlError,
     DumpReply,
     DumpReq,
@@ -32,6 +33,7 @@ from migroce.control import (
     Listens,
     Message,
     Resumed,
+    Sockets,
     Stopped,
     Welcome,
 )
@@ -135,6 +137,8 @@ class Container:
         elif isinstance(msg, Listens):
             if self.port is not None:
                 self.port.listens(ctx.slot, msg.services)
+        elif isinstance(msg, Addresses):
+            self._on_addresses(link, ctx, request_id, msg)
         else:
             raise ControlError(f"a process may not send {type(msg).__name__}")
 
@@ -187,6 +191,18 @@ class Container:
             self.state = State.RUNNING  # a latecomer, after a resume that timed out
         self.node.save()
         self.changed.set()
+
+    def _on_addresses(self, link: Link, ctx: Context, request_id: int, msg: Addresses) -> None:
+        if self.port is None or ctx.phase is not Phase.RUNNING:
+            return
+        try:
+            socks = self.node.ports.follow(self.port, ctx.slot, msg.gids)
+        except AgentError as e:
+            log.warning("%s: %s: %s", self.id, ctx.name, e)
+            link.send(Sockets(e.code), request_id=request_id)
+            return
+        self.node.save()
+        link.send(Sockets(0, len(socks)), [s.fileno() for s in socks], request_id)
 
     def _on_dump(self, ctx: Context, request_id: int, msg: DumpReply, fds: list[int]) -> None:
         waiter = ctx.dumping.pop(request_id, None)

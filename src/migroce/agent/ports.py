@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
+from collections.abc import Collection
 
 from migroce.agent import netns
 from migroce.agent.sockets import Port
@@ -47,6 +49,13 @@ class Ports:
                 self._sweep_later(port, 0)
         else:
             self.trim(port)
+
+    def follow(self, port: Port, slot: int, have: Collection[bytes]) -> list[socket.socket]:
+        """The slot's sockets of further addresses, but those of `have`: `Port.follow`. AgentError."""
+        found = port.follow(slot, have)
+        if port.sweep():
+            self._sweep_later(port, 0)
+        return found
 
     def trim(self, port: Port) -> None:
         """Close a port that nobody uses."""

@@ -15,16 +15,16 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from ctypes import addressof, create_string_buffer
 from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
 
-from migroce.agent import netns
+from migroce.agent import addresses, netns
 from migroce.agent.errors import AgentError, errno_name
 from migroce.agent.slots import SlotTable
-from migroce.control import SLOT_SHIFT
+from migroce.control import MAX_FURTHER, SLOT_SHIFT
 from migroce.icrc import ROCE_PORT
 
 RCVBUF = 64 << 20  # what UC and UD may have under way: nothing holds their senders back
@@ -189,8 +189,10 @@ class Group:
     family: socket.AddressFamily
     address: bytes
     members: list[Member] = field(default_factory=list)
-    services: dict[int, int] = field(default_factory=dict)
-    """Who listens on what: the port's table, shared by its groups."""
+    services: dict[int, list[int]] = field(default_factory=dict)
+    """Who listens on what, the first before others: the port's table, shared by its groups."""
+    mains: dict[int, bytes] = field(default_factory=dict)
+    """Each slot's main address: the port's table, too."""
     uncertain: bool = False
     """The kernel's order is not known: the sockets must be made anew."""
 
@@ -246,7 +248,15 @@ class Group:
             self.uncertain = False
         if not self.uncertain:
             index_of = {m.slot: i for i, m in enumerate(self.members) if m.slot >= 0}
-            attach_bpf(sock, _SO_ATTACH_REUSEPORT_CBPF, steering(index_of, self.services))
+            attach_bpf(sock, _SO_ATTACH_REUSEPORT_CBPF, steering(index_of, self._listeners(index_of)))
+
+    def _listeners(self, index_of: Iterable[int]) -> dict[int, int]:
+        """The slot for each service: one whose main address this is, or who came first."""
+        found = {}
+        for service, slots in self.services.items():
+            if here := [slot for slot in slots if slot in index_of]:
+                found[service] = next((s for s in here if self.mains.get(s) == self.address), here[0])
+        return found
 
 
 class Port:
@@ -257,25 +267,32 @@ class Port:
         self.key = netns.key_of(netns_fd)
         self.slots: SlotTable[object] = SlotTable()
         self.groups: dict[bytes, Group] = {}
-        self.services: dict[int, int] = {}
+        self.services: dict[int, list[int]] = {}
+        self.mains: dict[int, bytes] = {}
+        self._interfaces: dict[int, str] = {}
+        """The interface that a slot's main address is or was on."""
         self.no_ipv6 = False
 
     def group(self, address: bytes) -> Group:
         """The group of an IPv4 (4 bytes) or IPv6 (16 bytes) address, made when needed."""
         family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-        return self.groups.setdefault(address, Group(family, address, services=self.services))
+        if address not in self.groups:
+            self.groups[address] = Group(family, address, services=self.services, mains=self.mains)
+        return self.groups[address]
 
-    def sockets(self, slot: int) -> list[socket.socket]:
-        """The slot's sockets, v4 first."""
-        found = [s for g in self.groups.values() if (s := g.find(slot)) is not None]
-        return sorted(found, key=lambda s: s.family != socket.AF_INET)
+    def sockets(self, slot: int, *, further: bool = True) -> list[socket.socket]:
+        """The slot's sockets: v4 of the main address, v6, then further ones of v4."""
+        main = self.mains.get(slot)
+        order = sorted(self.groups.values(), key=lambda g: (g.address != main, g.family == socket.AF_INET))
+        wanted = [g for g in order if further or g.address == main or g.family == socket.AF_INET6]
+        return [s for g in wanted if (s := g.find(slot)) is not None]
 
     def open(self, slot: int, gid: bytes, *, fixed: bool) -> list[socket.socket]:
-        """The slot's sockets, made if need be: v4 bound to `gid` (wildcard when it is none), v6.
+        """The slot's main sockets, made if need be: v4 bound to `gid` (wildcard when it is none), v6.
 
         `fixed`: the address was given by the administrator and need not be up yet. AgentError.
         """
-        have = self.sockets(slot)
+        have = self.sockets(slot, further=False)
         if have:
             return have
         try:
@@ -293,6 +310,7 @@ class Port:
                 raise  # a process may claim an address that is not here; then it gets the wildcard
             address = ANY4
             sock = make_udp(socket.AF_INET, address, freebind=False)
+        self.mains[slot] = address
         self.group(address).append(slot, sock)
         made = [sock]
         if not self.no_ipv6:
@@ -306,24 +324,71 @@ class Port:
                 self.no_ipv6 = True
         return made
 
+    def follow(self, slot: int, have: Collection[bytes]) -> list[socket.socket]:
+        """The slot's sockets of the other addresses on its main one's interface, but those of `have`.
+
+        They are made if need be; those of addresses that have gone and are not in `have` any more are closed
+        (then `sweep`). An address that somebody else has the port of is left out. GIDs; AgentError.
+        """
+        main = self.mains.get(slot)
+        if main is None or main == ANY4:
+            return []
+        try:
+            return netns.run_in(self.netns_fd, lambda: self._follow(slot, main, have))
+        except OSError as e:
+            raise AgentError(f"no addresses of interfaces: {e.strerror}", errno_name(e.errno)) from None
+
+    def _follow(self, slot: int, main: bytes, have: Collection[bytes]) -> list[socket.socket]:
+        listed = addresses.listed()
+        for interface in [name for name, address in listed if address == main]:
+            self._interfaces[slot] = interface
+        on = self._interfaces.get(slot)
+        here = [address for name, address in listed if name == on and address != main][:MAX_FURTHER]
+        for address, group in self.groups.items():
+            if len(address) == 4 and address not in (*here, main) and _V4_PREFIX + address not in have:
+                group.remove(slot)
+        found = []
+        for address in here:
+            sock = self.group(address).find(slot)
+            if sock is None:
+                try:
+                    sock = make_udp(socket.AF_INET, address, freebind=False)
+                except OSError:
+                    continue
+                self.group(address).append(slot, sock)
+            if _V4_PREFIX + address not in have:
+                found.append(sock)
+        return found
+
     def adopt(self, slot: int, socks: list[socket.socket]) -> None:
-        """Take in sockets that a process brought along (the agent was restarted)."""
+        """Take in sockets that a process brought along (the agent was restarted), the main ones first."""
         for sock in socks:
+            if sock.family == socket.AF_INET:
+                self.mains.setdefault(slot, _bound(sock))
             self.group(_bound(sock)).adopt(slot, sock)
 
     def listens(self, slot: int, services: Sequence[int]) -> None:
-        """A process says all that it listens on. What another one has keeps being the other's."""
-        for service in [s for s, owner in self.services.items() if owner == slot]:
-            del self.services[service]
+        """A process says all that it listens on. What another one has stays the other's (`_listeners`)."""
+        self._listen_no_more(slot, services)
         for service in services:
-            self.services.setdefault(service, slot)
+            slots = self.services.setdefault(service, [])
+            if slot not in slots:
+                slots.append(slot)
         for group in self.groups.values():
             group.attach()
 
+    def _listen_no_more(self, slot: int, but: Sequence[int] = ()) -> None:
+        for service, slots in list(self.services.items()):
+            if slot in slots and service not in but:
+                slots.remove(slot)
+                if not slots:
+                    del self.services[service]
+
     def release_sockets(self, slot: int) -> bool:
         """Close the slot's sockets. True: `sweep` should be called now and then until it is False."""
-        for service in [s for s, owner in self.services.items() if owner == slot]:
-            del self.services[service]
+        self._listen_no_more(slot)
+        self.mains.pop(slot, None)
+        self._interfaces.pop(slot, None)
         found = [group.remove(slot) for group in self.groups.values()]
         return any(found) and self.sweep()
 
@@ -405,8 +470,9 @@ def check_adopted(fds: list[int]) -> list[socket.socket]:
             if sock.proto != socket.IPPROTO_UDP or sock.getsockname()[1] != ROCE_PORT:
                 raise ValueError("not a UDP socket on our port")
             sock.setblocking(False)
-        if not 1 <= len(socks) <= 2 or len({s.family for s in socks}) != len(socks):
-            raise ValueError("not one socket of each family")
+        six = [s for s in socks if s.family == socket.AF_INET6]
+        if not socks or len(six) > 1 or len({_bound(s) for s in socks}) != len(socks):
+            raise ValueError("not one socket of each address")
     except (OSError, ValueError) as e:
         for sock in socks:
             sock.close()

@@ -16,8 +16,9 @@ docs/protocol.md says why. In short, to a request from a QP's peer:
   acknowledgement of what was executed sent again, a sign of life; the RESUME itself is repeated until
   the container can take it.
 
-After the container moved to another address, any packet with the capability bit is answered by a RESUME
-that names the new address. Packets that are damaged, or not from the QP's peer, are never answered.
+After the container moved to another address, any packet with the capability bit to its main address is
+answered by a RESUME that names the new one. Packets that are damaged, or not from the QP's peer, are never
+answered.
 """
 
 from __future__ import annotations
@@ -98,6 +99,8 @@ class _Qp:
     """Where the peer is: it may move while we stand in."""
     peer_epoch: int
     rnr_sent: int = 0
+    main: bool = True
+    """Whether it is at the container's main address, which a move may change: others stay or go elsewhere."""
     read_psn: int | None = None
     """Lowest duplicate READ that was told to wait: later ones come again behind it."""
 
@@ -119,7 +122,10 @@ class StandIn:
             for qp in dump.qps:
                 if qp.connected and qp.type in _SERVICES:
                     ack_psn = _before(qp.epsn, answered.get(qp.qpn, {}))
-                    self._qps[qp.qpn] = _Qp(qp, ack_psn, atomics.get(qp.qpn, {}), qp.peer_gid, qp.peer_epoch)
+                    main = qp.local_gid == dump.context.gid
+                    self._qps[qp.qpn] = _Qp(
+                        qp, ack_psn, atomics.get(qp.qpn, {}), qp.peer_gid, qp.peer_epoch, main=main
+                    )
 
     def __len__(self) -> int:
         return len(self._qps)
@@ -165,7 +171,9 @@ class StandIn:
         if opcode == Op.RESUME and not self._peer_moved(qp, packet, src_gid):
             return None, "bad_resume"
         if self._moved_to is not None:
-            return (self._resume(qp, self._moved_to), "resume") if capable else (None, "ignored")
+            if not capable or not qp.main:
+                return None, "ignored"
+            return self._resume(qp, self._moved_to), "resume"
         if opcode == Op.RESUME:
             return self._ack(qp, qp.ack_psn, Syndrome.ACK), "resume_heard"
         service = _SERVICES[record.type]
