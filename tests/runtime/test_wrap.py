@@ -50,6 +50,21 @@ class Engine:
         argv = [str(runtime or self.runtime), *options, "--log-format", "json", *words]
         return subprocess.run(argv, env={**self.env, **env}, capture_output=True, text=True, check=False)
 
+    def freezer(self) -> Path:
+        """The state of the container's freezer, for which a file stands: nothing runs in it."""
+        group = self.tmp / "cgroup"
+        group.mkdir()
+        (group / "cgroup.procs").touch()
+        (group / "freezer.state").write_text("THAWED")
+        state = self.tmp / "root/box/state.json"
+        state.parent.mkdir(parents=True)
+        state.write_text(json.dumps({"cgroup_paths": {"freezer": str(group)}}))
+        return group / "freezer.state"
+
+    def known(self, kind: str) -> Path:
+        """A file by which the runtime knows of the container."""
+        return Path(self.env["MIGROCE_RUN_DIR"]) / f"runtime/box.{kind}"
+
     def called(self) -> list[str] | None:
         """What the real runtime was called with, without the global options; None: it was not."""
         try:
@@ -192,3 +207,64 @@ def restore(engine: Engine, name: str, device: bool) -> list[str]:
         (images / "migroce").mkdir()
         (images / "migroce/checkpoint.json").write_text('{"version": 1, "contexts": 0}')
     return ["restore", "--detach", "--image-path", str(images), "--bundle", str(engine.bundle), "box"]
+
+
+@pytest.mark.usefixtures("agent")
+def test_a_paused_container_is_stopped_and_frozen_until_it_is_resumed(engine: Engine) -> None:
+    freezer, paused = engine.freezer(), engine.known("paused")
+    engine.create()
+    assert engine.call("pause", "box").returncode == 0
+    assert (freezer.read_text(), engine.called()) == ("FROZEN", None)
+    assert json.loads((paused / "checkpoint.json").read_text()) == {"version": 1, "contexts": 0, "qps": 0}
+    assert engine.call("pause", "box", STATUS="5").returncode == 5  # runc says that it is paused already
+    assert engine.call("resume", "box").returncode == 0
+    assert engine.called() == ["resume", "box"]
+    assert not paused.exists()
+
+
+def test_contexts_that_cannot_be_stopped_are_frozen_as_they_are(engine: Engine) -> None:
+    freezer, paused = engine.freezer(), engine.known("paused")
+    paused.parent.mkdir()
+    engine.known("json").write_text(json.dumps({"bundle": str(engine.bundle)}))
+    assert engine.call("pause", "box").returncode == 0
+    assert freezer.read_text() == "FROZEN"
+    assert not paused.exists()
+
+
+@pytest.mark.usefixtures("agent")
+@pytest.mark.parametrize("before", ["running", "paused"])
+@pytest.mark.parametrize("leave", [False, True])
+def test_a_checkpoint_has_the_dumps_beside_the_images(engine: Engine, before: str, leave: bool) -> None:
+    freezer, images = engine.freezer(), engine.tmp / "images"
+    engine.create()
+    if before == "paused":
+        engine.call("pause", "box")
+    flags = ["--leave-running"] if leave else []
+    assert engine.call("checkpoint", *flags, "--image-path", str(images), "box").returncode == 0
+    assert "--tcp-established" in (engine.called() or [])
+    assert (images / "migroce/checkpoint.json").is_file()
+    assert freezer.read_text() == ("THAWED" if leave else "FROZEN")
+    assert not engine.known("paused").exists()
+    assert not engine.known("criu").exists()
+
+
+@pytest.mark.usefixtures("agent")
+@pytest.mark.parametrize("before", ["running", "paused"])
+@pytest.mark.parametrize("failing", ["runc", "dumps"])
+def test_after_a_failed_checkpoint_the_container_runs_and_nothing_is_left(
+    engine: Engine, before: str, failing: str
+) -> None:
+    freezer = engine.freezer()
+    engine.create()
+    if before == "paused":
+        engine.call("pause", "box")
+    images = engine.tmp / "images" if failing == "runc" else Path("/proc")  # where no directory can be made
+    done = engine.call("checkpoint", "--image-path", str(images), "box", STATUS="3")
+    assert done.returncode == (3 if failing == "runc" else 1)
+    assert (engine.called() is None) == (failing == "dumps")
+    assert freezer.read_text() == "THAWED"
+    assert not (images / "migroce").exists()
+    assert not engine.known("paused").exists()
+    assert not engine.known("criu").exists()
+    assert engine.call("resume", "box", STATUS="5").returncode == 0  # containerd paused it: no error
+    assert engine.called() is None

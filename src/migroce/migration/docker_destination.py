@@ -31,6 +31,7 @@ from migroce.migration import connections, dockerkit, journal, streams
 from migroce.migration.destination import DestinationSide, available_memory
 from migroce.migration.dockerhold import Holder
 from migroce.migration.dockerkit import agent_name
+from migroce.runtime import known
 from migroce.runtime.gate import Gate
 
 _SPARE = 64 << 20
@@ -39,7 +40,6 @@ _NEEDED = 8 << 20
 _FORGETTING = 3.0
 """Seconds that a swarm may take to hear that a container has given its address back."""
 _CHECKPOINT = "migroce"
-_FOR_THE_RUNTIME = ("images", "gate")
 
 
 class DockerDestination(DestinationSide):
@@ -262,7 +262,7 @@ class DockerDestination(DestinationSide):
             # they are.
             self.images = dockerkit.place(self.where, about["memory"], self.id, None) / "images"
             self.images.mkdir()
-            link = dockerkit.runtime_file(self.ctx, key, "images")
+            link = dockerkit.runtime_file(self.ctx, key, known.IMAGES)
             link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
             link.symlink_to(self.images)
@@ -330,7 +330,7 @@ class DockerDestination(DestinationSide):
         """
         self._check_before_start()
         if self._waits:
-            self._gate = Gate(dockerkit.runtime_file(self.ctx, str(self.made["id"]), "gate"))
+            self._gate = Gate(dockerkit.runtime_file(self.ctx, str(self.made["id"]), known.GATE))
             self._starting = self._pool.submit(self._start)
 
     def _check_before_start(self) -> None:
@@ -419,7 +419,7 @@ class DockerDestination(DestinationSide):
         if found is not None:
             shutil.rmtree(self._checkpoint(found["Id"]), ignore_errors=True)
             self._holder.remove()
-            for kind in _FOR_THE_RUNTIME:
+            for kind in known.FOR_A_RESTORE:
                 dockerkit.runtime_file(self.ctx, found["Id"], kind).unlink(missing_ok=True)
             dockerkit.leave_volumes(self.ctx, [each.name for each in dockerspec.volumes(found)], left=False)
             dockerkit.note_arrival(self.ctx, self.id, found["Id"])
@@ -438,7 +438,7 @@ class DockerDestination(DestinationSide):
             self._holder.remove()
         if key := made.get("id") or self._unfinished():
             self.docker.remove(key, volumes=True)
-            for kind in _FOR_THE_RUNTIME:
+            for kind in known.FOR_A_RESTORE:
                 link = dockerkit.runtime_file(self.ctx, key, kind)
                 link.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # others have files in it

@@ -34,6 +34,7 @@ from migroce.migration.dockerhold import Holder
 from migroce.migration.dockerkit import agent_name
 from migroce.migration.netlock import NetLock, unlock
 from migroce.migration.source import SourceSide
+from migroce.runtime import known
 
 _CRIU_CONFIG = "network-lock skip\n"
 _NO_RESTART = {"Name": "no"}
@@ -83,7 +84,7 @@ class DockerSource(SourceSide):
         if criu.find() is None:
             raise EngineError("check", f"{self.ctx.name} has no criu", "see `migroce doctor`")
         shim.runc()
-        with_device = dockerkit.runtime_file(self.ctx, found["Id"], "json").exists()
+        with_device = dockerkit.runtime_file(self.ctx, found["Id"], known.DEVICE).exists()
         state = shim.state()
         Freezer.of(state.get("cgroup_paths") or {})
         image = self.docker.image(found["Image"])
@@ -294,7 +295,7 @@ class DockerSource(SourceSide):
         unlock(self.netns())
         self.freezer().thaw()
         done: dict[str, Any] = {"contexts": 0, "qps": 0}
-        if stopped and dockerkit.runtime_file(self.ctx, self.found["Id"], "json").exists():
+        if stopped and dockerkit.runtime_file(self.ctx, self.found["Id"], known.DEVICE).exists():
             with self.engine.agent() as agent:
                 done = dict(agent.container_resume(agent_name(self.found), timeout_ms=timeout_ms))
         self._finish(how)

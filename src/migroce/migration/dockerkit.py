@@ -12,6 +12,7 @@ from typing import Any
 
 from migroce.engines import mounts
 from migroce.engines.context import NodeContext, read_json, write_json
+from migroce.runtime import known
 
 _SHARED_MEMORY = Path("/dev/shm")
 _SPARE = 64 << 20
@@ -57,8 +58,8 @@ def release(where: Path) -> None:
 
 
 def runtime_file(ctx: NodeContext, key: str, kind: str) -> Path:
-    """A file by which migroce-runtime knows, or is told, of a container (see migroce.runtime.wrap)."""
-    return ctx.agent.parent / "runtime" / f"{key}.{kind}"
+    """A file by which migroce-runtime knows, or is told, of a container: a kind of migroce.runtime.known."""
+    return known.path(key, kind, ctx.agent)
 
 
 def agent_name(found: Mapping[str, Any]) -> str:

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from migroce.runtime import split
+import os
+
+from migroce.errors import MigroceError
+from migroce.runtime import runtime, split
 
 _FLAGS = {
     "create": {"--no-pivot", "--no-new-keyring"},
@@ -73,6 +76,24 @@ class CommandLine:
                 return
         self.args[self.at + 1 : self.at + 1] = [name, value]
         self.rest += 2
+
+    def spawn(self, env: dict[str, str] | None = None, err: int = 2) -> int:
+        """Run the real runtime with what the command line is now, errors to `err`; its exit status.
+
+        Raises MigroceError.
+        """
+        program = runtime()
+        actions = [(os.POSIX_SPAWN_DUP2, err, 2)] if err != 2 else []
+        argv = [program, *self.args]
+        try:
+            pid = os.posix_spawnp(program, argv, env or dict(os.environ), file_actions=actions)
+        except OSError as exc:
+            raise MigroceError(f"{program} cannot be run: {exc.strerror}; install runc") from exc
+        while True:
+            _, status = os.waitpid(pid, 0)
+            if os.WIFEXITED(status) or os.WIFSIGNALED(status):
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else 128 - code
 
     def add_flag(self, name: str) -> None:
         """Give the command this flag."""

@@ -10,9 +10,7 @@ pause           its RDMA contexts are stopped, so that peers wait; dumps that a 
 resume          they go on; of a container that a checkpoint has already let go on, is no error
 delete          the agent forgets the container
 
-What is known of a container between commands is in `<agent's directory>/runtime/<id>.json`. A link
-`<id>.images` beside it, made by whoever drives the engine, names a directory for the images, so that they
-need not pass through the engine's store.
+What is known of a container between commands: migroce.runtime.known.
 """
 
 from __future__ import annotations
@@ -26,28 +24,22 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from migroce import criu, inject, paths, urgency
+from migroce import criu, inject, urgency
 from migroce.agent.client import AgentClient
 from migroce.agent.errors import AgentError
 from migroce.engines import ocispec
-from migroce.engines.files import read_json, write_json
+from migroce.engines.files import write_json
 from migroce.errors import MigroceError
-from migroce.runtime import become, gate, runtime
+from migroce.runtime import become, gate, known, pause
 from migroce.runtime.commandline import CommandLine
-from migroce.runtime.guard import Guard
-
-if TYPE_CHECKING:
-    from migroce.engines.cgroup import Freezer
 
 ANNOTATION = "migroce"
 """Set to "off" (as an annotation, or as the environment variable MIGROCE), a container stays as it is; set to
 "on" it gets the device under a default runtime as well."""
 BESIDE = "migroce"
 """Directory for ours among CRIU's images."""
-STOP_MS = 5000
-RESUME_MS = 10000
 _CRIU_CONFIG = "network-lock nftables\n"
 """CRIU's default, iptables, costs 50 ms to unlock."""
 
@@ -80,74 +72,6 @@ def fail(line: CommandLine, text: str) -> int:
     return 1
 
 
-# -- what is known of a container ----------------------------------------------------------------------------
-
-
-def agent_socket() -> Path:
-    """The admin socket of the node's agent."""
-    return paths.admin_socket()
-
-
-def records() -> Path:
-    """Where it is kept what is known of containers."""
-    return agent_socket().parent / "runtime"
-
-
-def _record(container: str) -> Path:
-    if not container or "/" in container or container.startswith("."):
-        raise MigroceError(f"{container!r} is no container id")
-    return records() / f"{container}.json"
-
-
-def _remember(container: str, bundle: Path) -> None:
-    path = _record(container)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_json(path, {"bundle": str(bundle)})
-
-
-def _bundle_of(container: str) -> Path | None:
-    """The bundle of a container that has the device; None: it is not one of ours."""
-    try:
-        return Path(json.loads(_record(container).read_text())["bundle"])
-    except (OSError, ValueError, KeyError, MigroceError):
-        return None
-
-
-def _chosen_images(container: str) -> str | None:
-    """The directory that the engine's driver wants the images in."""
-    with contextlib.suppress(OSError, MigroceError):
-        return os.readlink(_record(container).with_suffix(".images"))
-    return None
-
-
-def _forget(container: str) -> None:
-    """Let the agent forget a container; one that does not answer will find it gone by itself."""
-    with contextlib.suppress(AgentError), AgentClient(agent_socket()) as agent:
-        agent.container_remove(container)
-    for suffix in (".json", ".images", ".gate"):
-        with contextlib.suppress(OSError):
-            _record(container).with_suffix(suffix).unlink()
-    with contextlib.suppress(MigroceError):
-        shutil.rmtree(_paused(container), ignore_errors=True)
-    with contextlib.suppress(OSError):
-        records().rmdir()
-
-
-def _spawn(line: CommandLine, env: dict[str, str] | None = None, err: int = 2) -> int:
-    """Run the real runtime with the (changed) command line, errors to `err`; its exit status."""
-    program = runtime()
-    actions = [(os.POSIX_SPAWN_DUP2, err, 2)] if err != 2 else []
-    try:
-        pid = os.posix_spawnp(program, [program, *line.args], env or dict(os.environ), file_actions=actions)
-    except OSError as exc:
-        raise MigroceError(f"{program} cannot be run: {exc.strerror}; install runc") from exc
-    while True:
-        _, status = os.waitpid(pid, 0)
-        if os.WIFEXITED(status) or os.WIFSIGNALED(status):
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else 128 - code
-
-
 # -- commands ------------------------------------------------------------------------------------------------
 
 
@@ -174,17 +98,17 @@ def _create(line: CommandLine) -> int:
     try:
         _choose_interface(config)
         inject.edit(bundle, config, directory)
-        _remember(line.container, bundle)
+        known.remember(line.container, bundle)
         if line.command == "run" and not line.has("--detach", "-d"):
-            status = _spawn(line)
-            _forget(line.container)
+            status = line.spawn()
+            known.forget(line.container)
             return status
     except BaseException:
-        _forget(line.container)
+        known.forget(line.container)
         raise
-    status = _spawn(line)
+    status = line.spawn()
     if status:
-        _forget(line.container)
+        known.forget(line.container)
     return status
 
 
@@ -204,7 +128,7 @@ def _told(container: str, config: dict[str, Any]) -> Path:
     """Tell the agent of a new container; its directory."""
     _, netns = ocispec.network_namespace(config)
     try:
-        with AgentClient(agent_socket()) as agent:
+        with AgentClient(known.agent_socket()) as agent:
             return agent.container_add(container, netns=str(netns) if netns else None)
     except AgentError as exc:
         text = f"{exc}; start it by `systemctl start migroce-agent` or `migroce agent`"
@@ -213,7 +137,7 @@ def _told(container: str, config: dict[str, Any]) -> Path:
 
 def _exec(line: CommandLine) -> int:
     process = line.option("--process", "-p")
-    if process and _bundle_of(line.container) is not None:
+    if process and known.bundle_of(line.container) is not None:
         path = Path(process)
         spec = json.loads(path.read_text())
         inject.environment(spec)
@@ -222,11 +146,11 @@ def _exec(line: CommandLine) -> int:
 
 
 def _checkpoint(line: CommandLine) -> int:
-    bundle = _bundle_of(line.container)
+    bundle = known.bundle_of(line.container)
     env = criu.environment()
     if bundle is None or line.has("--pre-dump"):
         become(line.args, env)
-    chosen = _chosen_images(line.container) or _engine_directory(bundle) or line.option("--image-path")
+    chosen = known.chosen_images(line.container) or _engine_directory(bundle) or line.option("--image-path")
     images = Path(chosen or "checkpoint").absolute()
     images.mkdir(mode=0o700, parents=True, exist_ok=True)
     beside = images / BESIDE
@@ -234,53 +158,26 @@ def _checkpoint(line: CommandLine) -> int:
     line.set_option("--image-path", str(images))
     line.add_flag("--tcp-established")
     line.add_flag("--file-locks")
-    settings = records() / f"{line.container}.criu"
-    freezer = _freezer(line)
-
-    def undo() -> None:
-        settings.unlink(missing_ok=True)
-        _go_on(line.container, freezer)
-
-    guard = Guard(undo)
-    try:
-        settings.write_text(_CRIU_CONFIG)
-        env["CRIU_CONFIG_FILE"] = str(settings)
-        return _stop_and_dump(line, env, freezer, beside)
-    finally:
-        settings.unlink(missing_ok=True)
-        guard.release()
-
-
-def _stop_and_dump(line: CommandLine, env: dict[str, str], freezer: Freezer, beside: Path) -> int:
+    settings = known.path(line.container, known.CRIU)
     said = os.memfd_create("stderr")
-    paused = _paused(line.container)  # mostly: containerd pauses what it is about to checkpoint
-    with AgentClient(agent_socket()) as agent:
-        done: dict[str, Any] = {}
-        if not paused.is_dir():
-            freezer.thaw()  # the processes have work to do
-            try:
-                done = agent.container_stop(line.container, beside, timeout_ms=STOP_MS)
-            except AgentError as exc:
-                raise MigroceError(f"{exc}; the container runs on") from exc
-        failed = True
-        try:
-            if paused.is_dir():
-                shutil.move(paused, beside)
-            else:
-                freezer.freeze()  # quicker than CRIU's own, which polls every 100 ms
-                _note_stop(beside, done)
+    status = 1
+    freezer = pause.freezer_of(line)
+    try:
+        with pause.undone_if_it_fails(line.container, freezer):
+            settings.write_text(_CRIU_CONFIG)
+            env["CRIU_CONFIG_FILE"] = str(settings)
+            pause.stop_for_dump(line.container, freezer, beside)
             with urgency.nicer():
-                status = _spawn(line, env, said)
-            failed = status != 0
-        finally:
-            if failed:
+                status = line.spawn(env, said)
+            if status:
                 _explain(line, "dump")  # first: containerd passes on one line
             os.write(2, os.pread(said, 1 << 16, 0))
-            if failed:
-                shutil.rmtree(beside, ignore_errors=True)
-            if failed or line.has("--leave-running"):
-                freezer.thaw()
-                agent.container_resume(line.container, timeout_ms=RESUME_MS)
+            if status or line.has("--leave-running"):
+                pause.go_on(line.container, freezer)
+    finally:
+        settings.unlink(missing_ok=True)
+        if status:
+            shutil.rmtree(beside, ignore_errors=True)
     return status
 
 
@@ -301,73 +198,6 @@ def _explain(line: CommandLine, step: str) -> None:
     if reason:
         mends = [mend for sign, mend in _MENDS if sign in reason]
         fail(line, f"{step}: {reason}" + (f"; {mends[0]}" if mends else ""))
-
-
-def _freezer(line: CommandLine) -> Freezer:
-    """The container's freezer. Raises EngineError."""
-    from migroce.engines.cgroup import Freezer
-
-    root = line.option("--root") or "/run/runc"
-    state = read_json(Path(root) / line.container / "state.json")
-    return Freezer.of(state.get("cgroup_paths") or {})
-
-
-def _note_stop(dumps: Path, done: dict[str, Any]) -> None:
-    """Say beside the dumps what was stopped."""
-    dumps.mkdir(mode=0o700, exist_ok=True)
-    write_json(dumps / "checkpoint.json", {"version": 1, "contexts": done["contexts"], "qps": done["qps"]})
-
-
-def _paused(container: str) -> Path:
-    """Where the dumps of a container are that was stopped by `pause`."""
-    return _record(container).with_suffix(".paused")
-
-
-def _pause(line: CommandLine) -> int:
-    """Stop the RDMA contexts, so that peers wait, and freeze: also for Docker's commit and checkpoint.
-
-    Contexts that cannot be stopped are frozen as they are. The freezing is not left to runc: with version
-    1 of cgroups it gives up after some ten milliseconds ("unable to freeze"); threads that wait for a CPU
-    take longer.
-    """
-    if _bundle_of(line.container) is None:
-        become(line.args)
-    freezer = _freezer(line)
-    if freezer.frozen():
-        become(line.args)  # to say so
-    dumps = _paused(line.container)
-    shutil.rmtree(dumps, ignore_errors=True)
-    guard = Guard(lambda: _go_on(line.container, freezer))
-    try:
-        with contextlib.suppress(AgentError), AgentClient(agent_socket()) as agent:
-            _note_stop(dumps, agent.container_stop(line.container, dumps, timeout_ms=STOP_MS))
-        freezer.freeze()
-    except BaseException:
-        _go_on(line.container, freezer)
-        raise
-    finally:
-        guard.release()
-    return 0
-
-
-def _go_on(container: str, freezer: Freezer) -> None:
-    """Let a container run on that was frozen, or whose RDMA contexts were stopped, whichever it was."""
-    freezer.thaw()
-    with contextlib.suppress(AgentError), AgentClient(agent_socket()) as agent:
-        agent.container_resume(container, timeout_ms=RESUME_MS)
-    shutil.rmtree(_paused(container), ignore_errors=True)
-
-
-def _resume(line: CommandLine) -> int:
-    if _bundle_of(line.container) is None:
-        become(line.args)
-    stopped = _paused(line.container)
-    status = _spawn(line) if _freezer(line).frozen() else 0
-    if status == 0 and stopped.is_dir():
-        with AgentClient(agent_socket()) as agent:
-            agent.container_resume(line.container, timeout_ms=RESUME_MS)
-        shutil.rmtree(stopped)
-    return status
 
 
 def _engine_directory(bundle: Path) -> Path | None:
@@ -397,48 +227,48 @@ def _restore(line: CommandLine) -> int:
 
 def _restore_from(line: CommandLine, given: Path, unpacked: bool) -> int:
     env = criu.environment()
-    chosen = _chosen_images(line.container)
+    chosen = known.chosen_images(line.container)
     if chosen:
-        gate.wait(_record(line.container).with_suffix(".gate"))
+        gate.wait(known.path(line.container, known.GATE))
         line.set_option("--image-path", chosen)
     beside = Path(chosen or given) / BESIDE
     if not (beside / "checkpoint.json").is_file():
         if unpacked:
-            return _spawn(line, env)
+            return line.spawn(env)
         become(line.args, env)
     bundle = _bundle(line)
     config = inject.read(bundle)
     line.add_flag("--tcp-established")
     line.add_flag("--file-locks")
-    with AgentClient(agent_socket()) as agent:
+    with AgentClient(known.agent_socket()) as agent:
         ready = agent.container_prepare(line.container, dumps=sorted(beside.glob("*.dump")))
         try:
             inject.edit(bundle, config, Path(ready["dir"]), restored=True)
-            _remember(line.container, bundle)
+            known.remember(line.container, bundle)
             if not line.has("--detach", "-d"):  # until the container ends
                 Resume(line.container)
-                status = _spawn(line, env)
-                _forget(line.container)
+                status = line.spawn(env)
+                known.forget(line.container)
                 return status
             status = _restore_detached(line, env)
         except BaseException:
-            _forget(line.container)
+            known.forget(line.container)
             raise
         if status:
-            _forget(line.container)
+            known.forget(line.container)
     return status
 
 
 def _restore_detached(line: CommandLine, env: dict[str, str]) -> int:
     resume = Resume(line.container)
     with urgency.nicer():
-        status = _spawn(line, env)
+        status = line.spawn(env)
     if status:
         _explain(line, "restore")
         return status
     error = resume.finish()
     if error:
-        _spawn(CommandLine([*line.args[: line.at], "delete", "--force", line.container]))
+        CommandLine([*line.args[: line.at], "delete", "--force", line.container]).spawn()
         raise MigroceError(f"the container's RDMA connections cannot go on: {error}")
     return 0
 
@@ -458,8 +288,8 @@ class Resume(threading.Thread):
         while True:
             last = self._restored.is_set()
             try:
-                with AgentClient(agent_socket()) as agent:
-                    agent.container_resume(self._container, timeout_ms=RESUME_MS)
+                with AgentClient(known.agent_socket()) as agent:
+                    agent.container_resume(self._container, timeout_ms=pause.RESUME_MS)
                 self.error = ""
                 return
             except AgentError as exc:
@@ -475,11 +305,11 @@ class Resume(threading.Thread):
 
 
 def _delete(line: CommandLine) -> int:
-    if _bundle_of(line.container) is None:
+    if known.bundle_of(line.container) is None:
         become(line.args)
-    status = _spawn(line)
+    status = line.spawn()
     if status == 0:
-        _forget(line.container)
+        known.forget(line.container)
     return status
 
 
@@ -489,7 +319,7 @@ _COMMANDS = {
     "exec": _exec,
     "checkpoint": _checkpoint,
     "restore": _restore,
-    "pause": _pause,
-    "resume": _resume,
+    "pause": pause.pause,
+    "resume": pause.resume,
     "delete": _delete,
 }
