@@ -297,6 +297,24 @@ def test_what_cannot_move_is_refused_before_anything_stops(stage: Stage, tmp_pat
     box.node.run(["docker", "network", "rm", "only-here"])
 
 
+def test_processes_that_cannot_move_are_refused(stage: Stage) -> None:
+    box = stage.counter("a", rdma=True)
+    enter = ["nsenter", "-t", str(box.pid()), "-m", "-p", "--", "sh", "-c", "echo in; read _"]
+    with subprocess.Popen(enter, stdin=-1, stdout=-1) as entered:
+        assert entered.stdout is not None
+        assert entered.stdout.readline() == b"in\n"
+        refused(stage, box, f"{box.name} has processes that were put into it from outside: sh (pid ")
+        entered.communicate()
+    with subprocess.Popen(["strace", "-o", "/dev/null", "-p", str(box.pid())], stderr=-3) as strace:
+        status = Path(f"/proc/{box.pid()}/status")
+        wait_for("strace", lambda: f"TracerPid:\t{strace.pid}" in status.read_text())
+        refused(stage, box, f"is traced by strace (pid {strace.pid})")
+        strace.terminate()
+    box.counts_on()
+    box.move()
+    box.counts_on()
+
+
 def test_ps_shows_docker_s_containers(stage: Stage) -> None:
     box = stage.counter("a")
     argv = [sys.executable, "-m", "migroce", "ps", box.name, "--on", f"{stage.lab.name}/node-a", "--json"]

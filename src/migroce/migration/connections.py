@@ -145,6 +145,11 @@ def path_mtu(ps: Iterable[Mapping[str, Any]]) -> int:
     return max((int(qp["path_mtu"]) for qp in qps if qp["state"] in _CONNECTED), default=0)
 
 
+def users(ps: Iterable[Mapping[str, Any]]) -> list[int]:
+    """The processes that have the device open, in an agent's answer to `ps`."""
+    return [int(context["pid"]) for container in ps for context in container["contexts"]]
+
+
 def check_mtu(about: Mapping[str, Any], mtu: int, where: str) -> None:
     """Refuse a network whose packets of `mtu` bytes do not hold those of the QPs. Raises EngineError.
 

@@ -29,7 +29,7 @@ from migroce.engines.context import NodeContext, read_json, write_json
 from migroce.engines.docker import DockerEngine, Shim
 from migroce.engines.oci import stat_fields
 from migroce.errors import EngineError
-from migroce.migration import connections, dockerkit, journal, streams, tree
+from migroce.migration import connections, dockerkit, journal, processes, streams, tree
 from migroce.migration.dockerhold import Holder
 from migroce.migration.dockerkit import agent_name
 from migroce.migration.netlock import NetLock, unlock
@@ -84,7 +84,12 @@ class DockerSource(SourceSide):
         if criu.find() is None:
             raise EngineError("check", f"{self.ctx.name} has no criu", "see `migroce doctor`")
         shim.runc()
+        ps: list[dict[str, Any]] = []
         with_device = dockerkit.runtime_file(self.ctx, found["Id"], known.DEVICE).exists()
+        if with_device:
+            with self.engine.agent() as agent:
+                ps = agent.ps(agent_name(found))
+        processes.check(self.container, shim.pid, connections.users(ps))
         state = shim.state()
         Freezer.of(state.get("cgroup_paths") or {})
         image = self.docker.image(found["Image"])
@@ -99,7 +104,7 @@ class DockerSource(SourceSide):
             "container": self.container,
             "inspect": found,
             "device": with_device,
-            "path_mtu": self._path_mtu(found) if with_device else 0,
+            "path_mtu": connections.path_mtu(ps),
             "runtime": str(found["HostConfig"].get("Runtime") or "runc"),
             "image": {"id": image["Id"], "size": image.get("Size", 0), "reference": found["Config"]["Image"]},
             "architecture": platform.machine(),
@@ -114,10 +119,6 @@ class DockerSource(SourceSide):
             "before": parts,
             "after": [*(f"{part}-rest" for part in parts), "log", "images"],
         }
-
-    def _path_mtu(self, found: dict[str, Any]) -> int:
-        with self.engine.agent() as agent:
-            return connections.path_mtu(agent.ps(agent_name(found)))
 
     def _networks(self, found: dict[str, Any]) -> dict[str, Any]:
         made = {}

@@ -84,13 +84,11 @@ class SourceSide:
             raise EngineError("check", "nft is not there", "install nftables")
         if criu.find() is None:
             raise EngineError("check", f"{self.ctx.name} has no criu", "see `migroce doctor`")
-        path_mtu, users = 0, list[int]()
+        known = []
         if info.device:
             with self.engine.agent() as agent:  # it will be needed when the container cannot run without
                 known = agent.ps(self.container)
-            path_mtu = connections.path_mtu(known)
-            users = [int(each["pid"]) for found in known for each in found["contexts"]]
-        processes.check(self.container, info.pid, users)
+        processes.check(self.container, info.pid, connections.users(known))
         config = read_json(Path(info.bundle) / "config.json")
         own, _ = ocispec.network_namespace(config)
         if not own:
@@ -107,7 +105,7 @@ class SourceSide:
             "device": info.device,
             "plain": self._layer()[1],
             "interfaces": [dataclasses.asdict(each) for each in self.interfaces()],
-            "path_mtu": path_mtu,
+            "path_mtu": connections.path_mtu(known),
             "memory": self._memory(state),
             "criu": str(criu.find()),
             "engine": "oci",
