@@ -6,6 +6,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from migroce.errors import MigroceError
 from migroce.lab.api import Lab
 from migroce.lab.docker import IMAGE, NETWORK
 from migroce.migration.api import Report, migrate
-from migroce.migration.report import Progress
+from migroce.migration.report import Event, Progress
 from migroce.nodes import LocalNode
 
 COUNTER = "i=0; while true; do i=$((i+1)); echo $i >/count; sleep 0.02; done"
@@ -46,6 +49,32 @@ def containers(node: LocalNode) -> list[str]:
     """Names of all the containers on a node that tests have made."""
     found = node.run(["docker", "ps", "-a", "--format", "{{.Names}}"], check=False).stdout.decode().split()
     return [name for name in found if name != _KEEPER]
+
+
+def kill_docker(node: LocalNode) -> None:
+    """Kill a node's dockerd and its containerd; containers live on."""
+    for path in ("docker.pid", "docker-run/containerd/containerd.pid"):
+        pid = int((node.context.state / path).read_text())
+        with contextlib.suppress(ProcessLookupError):  # containerd ends with it
+            os.kill(pid, signal.SIGKILL)
+        wait_for("its end", lambda pid=pid: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
+
+
+def start_docker(lab: Lab) -> None:
+    """Start what was killed."""
+    made = lab.docker
+    Lab.up(lab.name, engine="docker", release=str(made.bin) if made and made.bin else None).close()
+    keep_network(lab)
+
+
+def as_begins(phase: str, do: Callable[[], object]) -> Progress:
+    """For `Box.move`: do something as the phase begins."""
+
+    def progress(event: Event) -> None:
+        if (event.phase, event.state) == (phase, "start"):
+            do()
+
+    return progress
 
 
 class Box:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.docker.footprint import footprint
-from tests.docker.stage import Box, Stage
+from tests.docker.stage import Box, Stage, as_begins
 from tests.e2e.stage import NotSeenError, wait_for
 
 from migroce.errors import MigrationError
@@ -155,7 +155,7 @@ def test_an_image_that_goes_while_the_move_begins(stage: Stage) -> None:
         there.popen(["docker", "load", "-q"], stdin=saved.stdout, stdout=subprocess.DEVNULL).wait()
     home, pid = box.home, box.pid()
     with pytest.raises(MigrationError, match="small is not on node-b any more; start again") as caught:
-        box.move("node-b", lambda event: _rmi(there, event))
+        box.move("node-b", as_begins("prepare", lambda: there.run(["docker", "rmi", "small"])))
     box.home = home
     assert (caught.value.running_on, box.pid()) == (home, pid)
     box.docker("tag", "small", "other")
@@ -165,11 +165,6 @@ def test_an_image_that_goes_while_the_move_begins(stage: Stage) -> None:
     (image,) = {box.inspect()["Image"]}
     box.docker("rm", "-f", box.name)
     there.run(["docker", "rmi", image])
-
-
-def _rmi(node: LocalNode, event: Event) -> None:
-    if (event.phase, event.state) == ("prepare", "start"):
-        node.run(["docker", "rmi", "small"])
 
 
 def test_an_address_that_another_takes_meanwhile(stage: Stage) -> None:
@@ -182,9 +177,7 @@ def test_an_address_that_another_takes_meanwhile(stage: Stage) -> None:
 
     words = (f"address {box.ip} of {NETWORK} was taken meanwhile by thief", "remove thief")
     with pytest.raises(MigrationError) as caught:
-        box.move(
-            "node-b", lambda event: take() if (event.phase, event.state) == ("transfer", "start") else None
-        )
+        box.move("node-b", as_begins("transfer", take))
     box.home = "node-a"
     assert all(each in str(caught.value) for each in words)
     assert caught.value.running_on == "node-a"

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.docker.stage import containers, keep_network
+from tests.docker.stage import containers, keep_network, kill_docker, start_docker
 from tests.docker.test_bad_input import small_disk
-from tests.docker.test_source_dies import kill, start
 from tests.e2e.stage import built, wait_for
 
 from migroce.agent.client import AgentClient
@@ -357,8 +356,8 @@ def test_a_full_disk_at_the_destination_and_another_start(hand: Hand) -> None:
         disk.fill()
         said = hand.docker(hand.b, "start", "--checkpoint", "ckpt1", "cont-moving", check=False)
         assert "no space left on device" in said.lower(), said
-    kill(hand.b)
-    start(hand.lab)
+    kill_docker(hand.b)
+    start_docker(hand.lab)
     hand.docker(hand.b, "start", "--checkpoint", "ckpt1", "cont-moving")
     more(hand, hand.a, "cont-static")
     end(hand, (hand.a, "cont-static"), (hand.b, "cont-moving"))

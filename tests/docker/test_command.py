@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -12,7 +11,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.docker.stage import COUNTER, Box, Check, Stage, containers, drop_network, keep_network
+from tests.docker.stage import (
+    COUNTER,
+    Box,
+    Check,
+    Stage,
+    as_begins,
+    containers,
+    drop_network,
+    keep_network,
+    kill_docker,
+)
 from tests.e2e.stage import wait_for
 
 from migroce.errors import MigrationError
@@ -20,7 +29,6 @@ from migroce.lab.api import Lab
 from migroce.lab.docker import IMAGE
 from migroce.migration.api import checkpoint, restore
 from migroce.migration.journal import PHASES
-from migroce.migration.report import Event
 
 SEEN_THROUGH = ("restore.end", "resume", "resume.end", "commit", "commit.end")
 """Faults after the destination's container has run: the move is finished."""
@@ -213,18 +221,8 @@ def test_a_killed_command_is_recovered(stage: Stage, point: str) -> None:
 @pytest.mark.parametrize("phase", ["prepare", "dump", "restore"])
 def test_a_killed_dockerd_at_the_destination_is_undone(stage: Stage, phase: str) -> None:
     box = stage.counter("a")
-    there = stage.lab.node("b").context
-
-    def strike(event: Event) -> None:
-        if (event.phase, event.state) == (phase, "start"):
-            for path in ("docker.pid", "docker-run/containerd/containerd.pid"):
-                pid = int((there.state / path).read_text())
-                with contextlib.suppress(ProcessLookupError):  # containerd ends with it
-                    os.kill(pid, signal.SIGKILL)
-                wait_for("its end", lambda pid=pid: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
-
     with pytest.raises(MigrationError) as caught:
-        box.move("node-b", strike)
+        box.move("node-b", as_begins(phase, lambda: kill_docker(stage.lab.node("b"))))
     box.home = "node-a"
     assert "Docker on node-b " in str(caught.value)
     assert box.where() == ["node-a"]

@@ -6,39 +6,18 @@ Without live-restore, which a swarm does not allow, a dockerd that starts ends t
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tests.docker.stage import Box, Stage, keep_network
+from tests.docker.stage import Box, Stage, as_begins, kill_docker, start_docker
 from tests.docker.test_command import settled
 from tests.e2e.stage import wait_for
 
 from migroce.errors import MigrationError
-from migroce.lab.api import Lab
 from migroce.lab.docker import NETWORK
-from migroce.migration.report import Event
 from migroce.nodes import LocalNode
-
-
-def kill(node: LocalNode) -> None:
-    """Kill a node's dockerd and its containerd; containers live on."""
-    for path in ("docker.pid", "docker-run/containerd/containerd.pid"):
-        pid = int((node.context.state / path).read_text())
-        with contextlib.suppress(ProcessLookupError):  # containerd ends with it
-            os.kill(pid, signal.SIGKILL)
-        wait_for("its end", lambda pid=pid: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
-
-
-def start(lab: Lab) -> None:
-    """Start what was killed."""
-    made = lab.docker
-    Lab.up(lab.name, engine="docker", release=str(made.bin) if made and made.bin else None).close()
-    keep_network(lab)
 
 
 def recover(node: LocalNode) -> str:
@@ -60,14 +39,13 @@ def struck(box: Box, phase: str, *, when_given: bool = False) -> MigrationError:
         has = there.run(["docker", "network", "inspect", "-f", shown, NETWORK]).stdout.decode()
         return f"{box.ip}/24" in has.split()
 
-    def strike(event: Event) -> None:
-        if (event.phase, event.state) == (phase, "start"):
-            if when_given:
-                wait_for("the address at the destination", given)
-            kill(home)
+    def strike() -> None:
+        if when_given:
+            wait_for("the address at the destination", given)
+        kill_docker(home)
 
     with pytest.raises(MigrationError) as caught:
-        box.move(progress=strike)
+        box.move(progress=as_begins(phase, strike))
     assert f"Docker on {home.name} does not answer" in str(caught.value)
     return caught.value
 
@@ -81,7 +59,7 @@ def test_while_nothing_stands_still(stage: Stage) -> None:
     assert "runs on node-a as before" in str(error)
     at = int(counter.read_text())
     wait_for("counting", lambda: int(counter.read_text() or 0) > at)
-    start(stage.lab)
+    start_docker(stage.lab)
     box.docker("start", box.name)
     box.counts_on()
     box.move()
@@ -98,7 +76,7 @@ def test_before_the_destination_has_the_address(stage: Stage, home: str) -> None
     assert "could not be brought back" in str(error)
     assert "then run `migroce recover`" in str(error)
     assert error.running_on is None
-    start(stage.lab)
+    start_docker(stage.lab)
     gone = f"{box.name} was ended by something else during its move; start it again on {home}"
     wait_for("word of it", lambda: gone in recover(box.node))
     assert box.where() == []
@@ -121,6 +99,6 @@ def test_when_the_destination_has_the_address(stage: Stage, phase: str) -> None:
     assert error.running_on == "node-a"
     assert box.where() == ["node-a"]
     box.counts_on()
-    start(stage.lab)
+    start_docker(stage.lab)
     recover(box.lab.node("b"))
     assert settled(stage, box) == "node-a"
