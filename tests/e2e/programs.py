@@ -68,6 +68,19 @@ def libfabric(endpoint: str, provider: str) -> Program:
     return Program(common, f"{common} {{ip}}", 10_000, 47592)
 
 
+def dapl(operations: str) -> Program:
+    """uDAPL's own test, each byte compared (-V); its server ends when it is asked to."""
+    provider = 'rxe u2.0 nonthreadsafe default libdaplofa.so.2 dapl.2.0 "eth0 0" ""'
+    begin = f"printf '%s\\n' '{provider}' >/dat.conf; export DAT_OVERRIDE=/dat.conf;"
+    client = f"dapltest -T T -s {{ip}} -D rxe -i {{n}} -t 2 -w 4 -V {operations}"
+    return Program(
+        f"{begin} exec dapltest -T S -D rxe",
+        f"{begin} {client} && exec dapltest -T Q -s {{ip}} -D rxe",
+        2000,
+        "Service Point Ready",
+    )
+
+
 PROGRAMS = {
     "ib_send_bw -R": perftest("ib_send_bw -R -b"),
     "ib_send_bw -R -e": perftest("ib_send_bw -R -e"),
@@ -95,6 +108,9 @@ PROGRAMS = {
     "libfabric, messages": libfabric("msg", "verbs"),
     "libfabric, rdm": libfabric("rdm", "verbs;ofi_rxm"),
     "qperf": qperf("rc_bw"),
+    "uDAPL": dapl(
+        "client SR 1024 2 server SR 1024 2 client RW 4096 server RR 8192 client SR 256 server SR 256"
+    ),
     "fio, writes": fio("write"),
     "fio, reads": fio("read"),
 }

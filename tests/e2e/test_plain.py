@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.stage import Box, Check, Stage, wait_for
+from tests.native.procfs import polls
 
 from migroce.errors import MigroceError
 from migroce.migration.report import Event
@@ -51,6 +53,27 @@ while True:
     print(signal.Signals(number).name, flush=True)
     if number == signal.SIGTERM:
         break
+"""
+
+POLLING = """
+import ctypes, os, signal, threading
+class Fd(ctypes.Structure):
+    _fields_ = [("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short)]
+libc = ctypes.CDLL(None, use_errno=True)  # Python's own calls try again
+def wait(milliseconds):
+    fds = (Fd * 1)(Fd(fifo, 1, 0))
+    print(libc.poll(fds, 1, milliseconds), ctypes.get_errno(), flush=True)
+os.mkfifo("/go~")
+fifo = os.open("/go~", os.O_RDWR)
+waits = [threading.Thread(target=wait, args=[milliseconds]) for milliseconds in (-1, 3_600_000)]
+for each in waits: each.start()
+os.rename("/go~", "/go")
+for each in waits: each.join()
+signal.signal(signal.SIGUSR1, lambda *_: None)
+fifo = os.open("/", os.O_RDONLY | os.O_PATH)
+fifo = os.pipe()[0]
+print("handles", flush=True)
+wait(-1)
 """
 
 
@@ -271,3 +294,18 @@ def test_two_moves_of_one_container_at_once_are_one(stage: Stage) -> None:
     assert check.server.where() == ["node-b"]
     check.more(20)
     check.finish()
+
+
+def test_a_poll_waits_on_as_if_nothing_had_been_and_only_a_handler_interrupts_it(stage: Stage) -> None:
+    """CRIU itself gives each poll(2) EINTR, which signal(7) does not allow and programs take for an error."""
+    box = stage.box("polling", "a", ["python3", "-c", POLLING])
+    wait_for("two threads in poll", lambda: polls(box.info()["pid"]) == [1, 1])
+    box.move()
+    assert box.log() == ""
+    box.file("/go").write_bytes(b"x")
+    wait_for("its handler", lambda: "handles" in box.log())
+    wait_for("it in poll", lambda: polls(box.info()["pid"]) == [1])
+    box.move()
+    box.kill("USR1")
+    assert box.wait() == 0
+    assert box.log().split() == ["1", "0", "1", "0", "handles", "-1", str(errno.EINTR)]

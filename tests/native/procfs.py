@@ -10,7 +10,7 @@ from pathlib import Path
 LISTENING = "0A"
 """TCP_LISTEN in /proc/net/tcp."""
 _READ = {"x86_64": "0", "aarch64": "63"}
-_POLL = {"x86_64": "7", "aarch64": "73"}  # there: ppoll
+_PPOLL = {"x86_64": "271", "aarch64": "73"}  # poll is that, too (native/verbs/waits.c)
 
 
 def listens(*ports: int, of: int | str = "thread-self") -> bool:
@@ -39,12 +39,17 @@ def waits_for_events(pid: int) -> bool:
     return False
 
 
-def polls_a_listener(pid: int) -> bool:
-    """Whether a server on rsockets listens: librdmacm's thread then polls the id beside its socket."""
+def polls(pid: int) -> list[int]:
+    """Of how many descriptors each of its threads waits in poll, the library's own thread aside."""
+    found = []
     for task in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(OSError, ValueError):
             number, _, descriptors, *_ = (task / "syscall").read_text().split()
-            ours = (task / "comm").read_text().strip() == "migroce"  # the library's own thread
-            if number == _POLL[platform.machine()] and int(descriptors, 16) >= 2 and not ours:
-                return True
-    return False
+            if number == _PPOLL[platform.machine()] and (task / "comm").read_text().strip() != "migroce":
+                found.append(int(descriptors, 16))
+    return found
+
+
+def polls_a_listener(pid: int) -> bool:
+    """Whether a server on rsockets listens: librdmacm's thread then polls the id beside its socket."""
+    return any(descriptors >= 2 for descriptors in polls(pid))

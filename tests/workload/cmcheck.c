@@ -92,8 +92,8 @@ static void pending(const char *name)
 {
 	struct pollfd p = {.fd = my.channel->fd, .events = POLLIN};
 
-	while (poll(&p, 1, -1) != 1)
-		;
+	if (poll(&p, 1, -1) != 1)
+		die("poll");
 	step(name);
 	if (poll(&p, 1, 0) != 1)
 		wrong("an event that was there has gone");
