@@ -18,6 +18,7 @@ import pytest
 from tests.docker.stage import containers, keep_network, kill_docker, start_docker
 from tests.docker.test_bad_input import small_disk
 from tests.e2e.stage import built, wait_for
+from tests.native.perftest import NO_CLOCK
 
 from migroce.agent.client import AgentClient
 from migroce.lab.api import Lab, remove
@@ -181,6 +182,17 @@ def test_the_benchmark_finishes(hand: Hand, moved: str, ways: tuple[str, ...]) -
     command = [IMAGE, "ib_send_bw", "-d", "rxe0", "-n", "100000", *ways]
     server = [*RDMA, "--ip", "10.0.1.7", *command]
     client = [*RDMA, "--ip", "10.0.1.3", *command, "10.0.1.7"]
+    for _ in range(5):
+        statuses, said = benchmark(hand, moved, server, client)
+        if NO_CLOCK not in said:
+            break
+        hand.close()
+    assert statuses == (0, 0), said
+    assert said.count(" 65536      100000 ") == 2
+
+
+def benchmark(hand: Hand, moved: str, server: list[str], client: list[str]) -> tuple[tuple[int, int], str]:
+    """Move one of the two while they measure: (their exit statuses, what they have said)."""
     home, peer = (hand.a, hand.b) if moved == "server" else (hand.b, hand.a)
     hand.docker(hand.a, "run", "-d", "--name", "server", *server)
     listens = ["exec", "server", "sh", "-c", "cat /proc/net/tcp /proc/net/tcp6"]
@@ -188,8 +200,7 @@ def test_the_benchmark_finishes(hand: Hand, moved: str, ways: tuple[str, ...]) -
     hand.docker(hand.b, "run", "-d", "--name", "client", *client)
     wait_for("traffic", lambda: hand.packets(home, moved) > 1000)
     hand.move(home, peer, moved, *(server if moved == "server" else client))
-    assert (hand.wait(peer, "client"), hand.wait(peer, "server")) == (0, 0)
-    assert " 65536      100000 " in hand.docker(peer, "logs", "client" if moved == "server" else "server")
+    return (hand.wait(peer, "client"), hand.wait(peer, "server")), hand.said()
 
 
 def test_data_is_right_and_the_writable_layer_comes_along(checked: Hand) -> None:

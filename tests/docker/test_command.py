@@ -23,6 +23,7 @@ from tests.docker.stage import (
     kill_docker,
 )
 from tests.e2e.stage import wait_for
+from tests.native.perftest import NO_CLOCK
 
 from migroce.errors import MigrationError
 from migroce.lab.api import Lab
@@ -126,12 +127,17 @@ def test_rdma_goes_on_there_and_back_five_times(stage: Stage, who: str) -> None:
 @pytest.mark.parametrize("ways", ["-b", "-n"], ids=["two-way", "one-way"])
 def test_perftest_ends_as_if_nothing_had_been(stage: Stage, ways: str) -> None:
     argv = ["ib_send_bw", "-d", "rxe0", "-D", "6", *(["-b"] if ways == "-b" else [])]
-    server = stage.box("server", "a", argv)
-    wait_for("the server", lambda: ":4853" in Path(f"/proc/{server.pid()}/net/tcp").read_text())  # 18515
-    client = stage.box("client", "b", [*argv, server.ip])
-    wait_for("traffic", lambda: _packets(server) > 1000)
-    server.move()
-    assert (client.wait(), server.wait()) == (0, 0), client.logs() + server.logs()
+    for _ in range(5):
+        server = stage.box("server", "a", argv)
+        sockets = Path(f"/proc/{server.pid()}/net/tcp")
+        wait_for("the server", lambda path=sockets: ":4853" in path.read_text())  # 18515
+        client = stage.box("client", "b", [*argv, server.ip])
+        wait_for("traffic", lambda box=server: _packets(box) > 1000)
+        server.move()
+        statuses, said = (client.wait(), server.wait()), client.logs() + server.logs()
+        if NO_CLOCK not in said:
+            break
+    assert statuses == (0, 0), said
     assert "65536" in client.logs()
 
 
