@@ -326,7 +326,9 @@ enum mg_tx_result mg_req_tx(struct mg_qp *qp, mg_time now, unsigned flags, struc
 	ackreq = in_flight + 1 >= window || r->snd % ACK_EVERY == 0 || r->probing || qp->mig.paused;
 	if (mg_wr_is_answered(w->opcode)) {
 		n = w->opcode == IBV_WR_RDMA_READ ? read_packets(qp, w) : 1;
-		if (r->read_fill == r->n_reads || (in_flight && in_flight + n > window))
+		/* Behind a lone empty READ (`probe_credit`) a long one goes whatever the window: nothing else helps. */
+		if (r->read_fill == r->n_reads ||
+		    (in_flight && in_flight + n > window && !(r->probing && r->probe_credit)))
 			return MG_TX_NONE;
 		if (w->opcode == IBV_WR_RDMA_READ)
 			build_read(qp, w, n, p);

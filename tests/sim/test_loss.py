@@ -420,6 +420,23 @@ def test_an_empty_read_needs_no_answer_of_its_own(later: bool) -> None:
         assert w.b.get(source)[:7] == b"follows"
 
 
+def test_what_follows_an_empty_read_may_be_a_long_one_however_small_the_window() -> None:
+    """Nothing else can tell that the empty one, whose answer was lost, has been executed."""
+    with Pair(link=Link(strip=1), timeout=14) as w:
+        w.go(5 * S)
+        source = w.b.put(bytes(range(200)) * 100)
+        for n in range(6):
+            w.rule(Action.DROP, WRITE_ONLY, count=1)
+            w.a.write(n, b"lost once", w.b.space(16), w.b)
+            w.go(1 * S)
+        w.rule(Action.DROP, 16, src=1)
+        w.a.read(7, 0, source, w.b)
+        got = w.a.read(8, 20000, source, w.b)
+        w.go(30 * S)
+        assert w.a.done()[6:] == [(7, 0), (8, 0)]
+        assert w.a.get(got) == bytes(range(200)) * 100
+
+
 def test_a_peer_without_the_extension_is_not_asked_again() -> None:
     """An announcement that comes between a READ's answers would break rdma_rxe's QP."""
     with Pair(link=Link(strip=1)) as w:
