@@ -38,7 +38,7 @@ test-e2e:
 ## make test-moves  perftest, UCX, libfabric, fio, MPI, rsockets, uDAPL, iSER, QEMU and others moved there and back, either end and both at once (root)
 test-moves:
 	@scripts/setup test
-	$(PYTEST) tests/e2e/test_journeys.py tests/e2e/test_pending.py tests/e2e/test_rdmacm.py tests/e2e/test_qemu.py tests/e2e/test_mpi.py tests/e2e/test_iser.py tests/e2e/test_moves.py --timeout 900
+	$(PYTEST) tests/e2e/test_journeys.py tests/e2e/test_pending.py tests/e2e/test_rdmacm.py tests/e2e/test_qemu.py tests/e2e/test_mpi.py tests/e2e/test_iser.py tests/e2e/test_moves.py tests/e2e/test_hostile.py --timeout 900
 
 ## make test-docker  Docker's recipe by hand and by command, with Docker 20.10 and 26.1 in the lab (root)
 test-docker:

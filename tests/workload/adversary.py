@@ -17,7 +17,7 @@ import random
 import socket
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.native.netns import Node
@@ -57,16 +57,18 @@ Forged = tuple[str, bytes]
 
 
 class Adversary:
-    """Reads at node `a`; sends to `a` from `outside`, a third namespace, and to `b` out of `a`."""
+    """Reads at some nodes' interfaces (no name: at all of the node's); sends to some addresses.
 
-    def __init__(self, a: Node, b: Node, outside: Node, seed: int) -> None:
+    `senders`: the addresses that are attacked, and out of which node; `stranger`: his own address.
+    """
+
+    def __init__(
+        self, readers: Sequence[Node], senders: Mapping[str, Node], stranger: str, seed: int
+    ) -> None:
         self._rng = random.Random(seed)
-        self._stranger = outside.address
-        self._tap = a.call(lambda: self._open_tap(a.iface))
-        self._to = {
-            a.address: outside.call(self._open_raw),
-            b.address: a.call(self._open_raw),
-        }
+        self._stranger = stranger
+        self._taps = [node.call(lambda node=node: self._open_tap(node.iface)) for node in readers]
+        self._to = {address: node.call(self._open_raw) for address, node in senders.items()}
         self.seen: dict[str, Seen] = {}
         """The last one by its destination."""
         self.control: dict[str, Packet] = {}
@@ -80,15 +82,16 @@ class Adversary:
 
     def close(self) -> None:
         """Close the sockets."""
-        for sock in (self._tap, *self._to.values()):
+        for sock in (*self._taps, *self._to.values()):
             sock.close()
 
     @staticmethod
     def _open_tap(iface: str) -> socket.socket:
         # of all protocols: others are not shown what goes out
-        tap = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+        tap = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0 if iface else socket.htons(ETH_P_ALL))
         tap.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
-        tap.bind((iface, ETH_P_ALL))
+        if iface:
+            tap.bind((iface, ETH_P_ALL))
         tap.setblocking(False)
         return tap
 
@@ -97,10 +100,14 @@ class Adversary:
         return socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
 
     def read(self) -> None:
-        """Take in what the tap has."""
+        """Take in what the taps have."""
+        for tap in self._taps:
+            self._read(tap)
+
+    def _read(self, tap: socket.socket) -> None:
         for _ in range(2000):
             try:
-                data = self._tap.recv(SNAP)
+                data = tap.recv(SNAP)
             except BlockingIOError:
                 return
             seen = _understand(data)
@@ -154,7 +161,8 @@ class Adversary:
         try:
             self._to[dst].sendto(head + udp + payload, (dst, 0))
         except OSError as e:
-            if e.errno != errno.ENOBUFS:  # the interface's queue is full: what a flood does
+            # The interface's queue is full, what a flood does; nobody has the address at the moment.
+            if e.errno not in (errno.ENOBUFS, errno.EHOSTUNREACH):
                 raise
 
     # ---- what is sent ------------------------------------------------------------------------------

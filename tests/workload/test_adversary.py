@@ -53,7 +53,8 @@ def outside(nodes: Nodes) -> Iterator[Node]:
 
 @contextlib.contextmanager
 def _adversary(nodes: Nodes, outside: Node, seed: int) -> Iterator[Adversary]:
-    adversary = Adversary(*nodes, outside, seed)
+    a, b = nodes
+    adversary = Adversary([a], {a.address: outside, b.address: a}, OUTSIDE, seed)
     try:
         yield adversary
     finally:

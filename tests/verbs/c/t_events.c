@@ -378,7 +378,11 @@ static void a_drained_send_queue_says_so(void)
 	wr = tv_wr(&a, IBV_WR_SEND, 1, &sge, 0, 100000);
 	CHECK_EQ(tv_recv(&b, 1, 0, 100000), 0);
 	CHECK_EQ(tv_recv(&b, 2, 0, 100000), 0);
+	a.buf[0] = 1;
+	b.buf[0] = 0;
 	CHECK_EQ(tv_post(&a, &wr), 0);
+	while (!*(volatile uint8_t *)b.buf) /* one that has not begun would wait, too (IBA 10.3.1.5) */
+		usleep(100);
 	CHECK_EQ(ibv_modify_qp(a.qp, &sqd, IBV_QP_STATE | IBV_QP_EN_SQD_ASYNC_NOTIFY), 0);
 	wr.wr_id = 2; /* posted when drained or draining: it waits */
 	CHECK_EQ(tv_post(&a, &wr), 0);
