@@ -156,15 +156,19 @@ class Check:
 
     def __init__(
         self, stage: Stage, server_on: str = "a", client_on: str = "b", *options: str,
-        rate: int = 1500, polling: bool = False,
+        rate: int = 1500, polling: bool = False, further: tuple[list[str], list[str]] = ([], []),
     ) -> None:  # fmt: skip
+        """`further`: more addresses of the server and the client; QPs are at the first of these, then."""
         program = "/usr/local/bin/mgcheck"
         files = {program: str(built("tests/workload/mgcheck"))}
         own = [program, "--rate", str(rate), "--progress", "/progress", "--stall", "60"]
         own += [] if polling else ["--events"]
-        self.server = stage.box("server", server_on, own, files=files)
+        own += ["-x", "2"] if any(further) else []
+        self.server = stage.box("server", server_on, own, files=files, further=further[0])
         end = ["--seconds", "600"]
-        self.client = stage.box("client", client_on, [*own, *end, *options, self.server.ip], files=files)
+        self.client = stage.box(
+            "client", client_on, [*own, *end, *options, self.server.ip], files=files, further=further[1]
+        )
         wait_for("mgcheck's beginning", lambda: self.state(self.client) in ("running", "idle"))
 
     @staticmethod

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -98,8 +98,12 @@ def register(app: typer.Typer) -> None:
         container: Annotated[str, typer.Argument(help="A name for it.", show_default=False)],
         program: Annotated[list[str], typer.Argument(metavar="-- COMMAND", show_default=False)],
         ip: Annotated[
-            str | None,
-            typer.Option("--ip", help="Its address in the containers' network.", show_default=False),
+            list[str] | None,
+            typer.Option(
+                "--ip",
+                help="Its address in the containers' network. May be repeated; the first is the main one.",
+                show_default=False,
+            ),
         ] = None,
         ip6: Annotated[
             str | None,
@@ -126,8 +130,10 @@ def register(app: typer.Typer) -> None:
         extra = {name: value for name, _, value in pairs}
         found = Lab.load(name)
         try:
-            more = {"ip6": ip6} if ip6 else {}
-            info = found.create(container, node, program, ip=ip, device=device, env=extra, **more)
+            more: dict[str, Any] = {"ip6": ip6} if ip6 else {}
+            if ip:
+                more |= {"ip": ip[0], "further": ip[1:]}
+            info = found.create(container, node, program, device=device, env=extra, **more)
         finally:
             found.close()
         typer.echo(f"{container} runs on {found.node(node).name}, pid {info['pid']}")

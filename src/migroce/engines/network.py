@@ -20,11 +20,11 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pyroute2 import IPRoute, netns
+from pyroute2 import IPRoute, NetlinkError, netns
 
 from migroce.engines.context import NodeContext
 from migroce.errors import EngineError
@@ -40,6 +40,7 @@ _ALL_NODES = ipaddress.IPv6Address("ff02::1").packed
 _SOLICITATION, _ADVERTISEMENT = 135, 136
 _IFA_F_NODAD, _IFA_F_PERMANENT = 0x02, 0x80
 _SCOPE_LINK = 253
+_ANNOUNCE_GAPS = (0.005, 0.02, 0.08, 0.32)
 _NUD_STALE, _NUD_USABLE = 0x04, 0x02 | 0x04 | 0x08 | 0x10
 
 
@@ -100,9 +101,11 @@ def mac_for(ip: str) -> str:
     return "02:6d:" + ":".join(f"{byte:02x}" for byte in ipaddress.IPv4Address(ip).packed)
 
 
-def interface_for(ctx: NodeContext, container: str, ip: str, ip6: str | None = None) -> Interface:
-    """The one interface that containers made by us have."""
-    addresses = (f"{ip}/{ctx.prefixlen}", *([f"{ip6}/64"] if ip6 else []))
+def interface_for(
+    ctx: NodeContext, container: str, ip: str, ip6: str | None = None, further: Sequence[str] = ()
+) -> Interface:
+    """The one interface that containers made by us have, with `ip` as its main address."""
+    addresses = (*(f"{each}/{ctx.prefixlen}" for each in (ip, *further)), *([f"{ip6}/64"] if ip6 else []))
     return Interface(IFNAME, mac_for(ip), ctx.mtu, addresses, outside_name(container))
 
 
@@ -135,10 +138,32 @@ def _create_inside(interfaces: list[Interface]) -> None:
             ipr.link("add", ifname=each.name, kind="veth", peer=peer, address=each.mac, mtu=each.mtu)
             index = ipr.link_lookup(ifname=each.name)[0]
             for address in each.addresses:
-                ip, prefixlen = address.split("/")
-                six = {"family": socket.AF_INET6, "flags": _IFA_F_NODAD} if ":" in ip else {}
-                ipr.addr("add", index=index, address=ip, prefixlen=int(prefixlen), **six)
+                _change_address(ipr, "add", index, address)
             ipr.link("set", index=index, state="up")
+
+
+def _change_address(ipr: IPRoute, action: str, index: int, address: str) -> None:
+    ip, prefixlen = address.split("/")
+    six = {"family": socket.AF_INET6, "flags": _IFA_F_NODAD} if ":" in ip else {}
+    ipr.addr(action, index=index, address=ip, prefixlen=int(prefixlen), **six)
+
+
+def set_addresses(path: Path, interfaces: list[Interface]) -> None:
+    """Give the interfaces in a namespace those addresses, and no others of those `inspect` tells. OSError."""
+    now = {each.name: each.addresses for each in inspect(path)}
+
+    def change() -> None:
+        with IPRoute() as ipr:
+            for each in interfaces:
+                index = ipr.link_lookup(ifname=each.name)[0]
+                for address in now[each.name]:
+                    if address not in each.addresses:
+                        _change_address(ipr, "del", index, address)
+                for address in each.addresses:  # the first of a subnet takes the others along when it goes
+                    with contextlib.suppress(NetlinkError):
+                        _change_address(ipr, "add", index, address)
+
+    in_netns(path, change)
 
 
 def remove(path: Path) -> None:
@@ -262,6 +287,8 @@ class Announcer:
 
     def __init__(self, path: Path, interfaces: list[Interface]) -> None:
         self._frames: list[tuple[socket.socket, bytes]] = []
+        self._closed = threading.Event()
+        self._repeating: threading.Thread | None = None
 
         def open_sockets() -> None:
             for each in interfaces:
@@ -279,7 +306,23 @@ class Announcer:
             with contextlib.suppress(OSError):
                 raw.send(frame)
 
+    def send_on(self) -> None:
+        """Several, the first at once: an interface just plugged in drops what it is given for a moment."""
+        self.send()
+        if self._repeating is None:
+            self._repeating = threading.Thread(target=self._repeat, name="announcer", daemon=True)
+            self._repeating.start()
+
+    def _repeat(self) -> None:
+        for gap in _ANNOUNCE_GAPS:
+            if self._closed.wait(gap):
+                return
+            self.send()
+
     def close(self) -> None:
+        self._closed.set()
+        if self._repeating is not None:
+            self._repeating.join()
         for raw, _ in self._frames:
             raw.close()
 

@@ -13,7 +13,7 @@ import dataclasses
 import ipaddress
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,7 @@ class OciEngine:
         *,
         ip: str | None = None,
         ip6: str | None = None,
+        further: Sequence[str] = (),
         device: bool = True,
         env: Mapping[str, str] | None = None,
         cwd: str = "/",
@@ -80,7 +81,8 @@ class OciEngine:
     ) -> ContainerInfo:
         """Make and start a container that runs `args` with the node's own root file system.
 
-        `ip`: its address on the node's network (None: no network), `ip6`: one more, with a prefix of 64.
+        `ip`: its address on the node's network (None: no network), `further`: more of them, `ip6`: one more,
+        with a prefix of 64.
         `device`: give it `rxe0`. `files`: what to put into it (path in the container: file of the node).
         Raises EngineError; then nothing is left.
         """
@@ -94,13 +96,14 @@ class OciEngine:
                 "remove it or take another name",
             )
         ip6 = None if ip6 is None else _ipv6(ip6)
-        if ip6 is not None and ip is None:
+        if (ip6 is not None or further) and ip is None:
             raise EngineError("create", "a container with an IPv6 address needs an IPv4 address, too")
-        for each in (ip, ip6):
+        for each in (ip, *further, ip6):
             if each is not None:
                 self.check_address_free(each)
         try:
-            self._make(bundle, container, args, ip=ip, ip6=ip6, device=device, env=env or {}, cwd=cwd)
+            interface = None if ip is None else network.interface_for(self.ctx, container, ip, ip6, further)
+            self._make(bundle, container, args, ip, interface, device=device, env=env or {}, cwd=cwd)
             for target, source in (files or {}).items():
                 place = bundle / "rootfs" / target.lstrip("/")
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -112,28 +115,27 @@ class OciEngine:
             raise
         return self.info(container)
 
-    def check_address_free(self, ip: str, *, except_mac: str | None = None) -> None:
-        """Raise EngineError if something on the network (but for `except_mac`) has `ip`."""
+    def check_address_free(self, ip: str, *, except_macs: Collection[str] = ()) -> None:
+        """Raise EngineError if something on the network (but for `except_macs`) has `ip`."""
         try:
             owner = network.owner_of(self.ctx, ip)
         except OSError as exc:
             raise EngineError("network", f"cannot ask for {ip} on {self.ctx.bridge}: {exc.strerror}") from exc
-        if owner is not None and owner != except_mac:
+        if owner is not None and owner not in except_macs:
             raise EngineError(
                 "network", f"address {ip} is in use by {owner}", "remove that one or take another address"
             )
 
     def _make(
-        self, bundle: Path, container: str, args: Sequence[str],
-        *, ip: str | None, ip6: str | None, device: bool, env: Mapping[str, str], cwd: str,
+        self, bundle: Path, container: str, args: Sequence[str], ip: str | None,
+        interface: network.Interface | None, *, device: bool, env: Mapping[str, str], cwd: str,
     ) -> None:  # fmt: skip
         for part in ("rootfs", "upper", "work"):
             (bundle / part).mkdir(mode=0o755, parents=True)
         bundle.chmod(0o700)
         netns = None
-        if ip is not None:
+        if interface is not None:
             netns = self.ctx.container_netns(container)
-            interface = network.interface_for(self.ctx, container, ip, ip6)
             network.create(self.ctx, netns, [interface], plugged=True)
         agent_dir = self.register(container, netns, ip) if device else None
         bundles.fill_layer(bundle / "upper", device=device)

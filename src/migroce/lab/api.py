@@ -197,9 +197,9 @@ class Lab:
 
     def create(self, container: str, node: str, args: Sequence[str], **options: Any) -> dict[str, Any]:
         """Start a container on a node; its info. Options as `OciEngine.create` (ip, ip6, env, ...)."""
-        ip = options.get("ip")
-        if ip is not None:
-            _check_address(ip, ipaddress.IPv4Network(self._subnet()))
+        for ip in (options.get("ip"), *options.get("further", ())):
+            if ip is not None:
+                _check_address(ip, ipaddress.IPv4Network(self._subnet()))
         return dict(self.node(node).call("create", container=container, args=list(args), **options))
 
     def _subnet(self) -> str:

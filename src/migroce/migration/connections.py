@@ -28,7 +28,8 @@ def at_another_address(about: Mapping[str, Any], ip: str) -> dict[str, Any]:
     """What a source says of its container (`describe`), as if it had the address `ip`. Raises MigrationError.
 
     The interface that has the container's address gets the new one, with the same prefix length, and the
-    MAC that belongs to it.
+    MAC that belongs to it; its other addresses it keeps, which are at the old one until the move
+    (`macs_before`).
     """
     name, old = about["container"], own_address(about)
     try:
@@ -40,6 +41,8 @@ def at_another_address(about: Mapping[str, Any], ip: str) -> dict[str, Any]:
         addresses = list(raw["addresses"])
         for position, each in enumerate(addresses):
             if each.split("/")[0] != old:
+                if each.split("/")[0] == ip:
+                    raise MigrationError("check", f"{ip} is an address of {name} already")
                 continue
             subnet = ipaddress.IPv4Interface(each).network
             if new not in subnet:
@@ -48,7 +51,9 @@ def at_another_address(about: Mapping[str, Any], ip: str) -> dict[str, Any]:
             addresses[position] = f"{ip}/{subnet.prefixlen}"
             raw = {**raw, "mac": network.mac_for(ip)}
         interfaces.append({**raw, "addresses": addresses})
-    return {**about, "interfaces": interfaces, "metadata": {**about["metadata"], "ip": ip}}
+    before = [raw["mac"] for raw in about["interfaces"]]
+    metadata = {**about["metadata"], "ip": ip}
+    return {**about, "interfaces": interfaces, "macs_before": before, "metadata": metadata}
 
 
 def own_address(about: Mapping[str, Any]) -> str:

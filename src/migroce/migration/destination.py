@@ -17,6 +17,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Collection
 from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ class DestinationSide:
             raise EngineError("check", f"{self.ctx.name} has no bridge for the container's interface")
         if interfaces:
             connections.check_mtu(about, self.ctx.mtu, f"{self.ctx.name}'s network")
-        self._check_addresses(interfaces)
+        self._check_addresses(interfaces, about.get("macs_before", ()))
         for mount in about["config"].get("mounts", []):
             is_bind = mount.get("type") == "bind" or "bind" in mount.get("options", [])
             ours = mount["destination"] == ocispec.RUN_DIR or bundles.own_dev(mount, self.container)
@@ -109,7 +110,7 @@ class DestinationSide:
             with self.engine.agent() as agent:
                 agent.status()
 
-    def _check_addresses(self, interfaces: list[network.Interface]) -> None:
+    def _check_addresses(self, interfaces: list[network.Interface], before: Collection[str]) -> None:
         taken = {each.ip: each.id for each in self.engine.list() if each.ip}
         for interface in interfaces:
             for address in interface.addresses:
@@ -120,7 +121,7 @@ class DestinationSide:
                         f"address {ip} is in use on {self.ctx.name} by {taken[ip]}",
                         "stop that one first",
                     )
-                self.engine.check_address_free(ip, except_mac=interface.mac)
+                self.engine.check_address_free(ip, except_macs=(interface.mac, *before))
 
     def prepare(self, about: dict[str, Any]) -> str:
         """Make everything but what is not yet known; its data socket. Raises MigroceError, OSError."""
@@ -315,7 +316,7 @@ class DestinationSide:
         self.plugged = True
         for each in self._interfaces:
             network.plug(self.ctx, each.outside)
-        self._announcer.send()
+        self._announcer.send_on()
 
     def resume(self, timeout_ms: int) -> dict[str, Any]:
         """Let the agent resume the RDMA contexts; {contexts, qps, ms}. Raises AgentError."""

@@ -30,7 +30,7 @@ from migroce.engines.cgroup import Freezer
 from migroce.engines.context import NodeContext, read_json, write_json
 from migroce.engines.oci import OciEngine
 from migroce.errors import EngineError, MigroceError
-from migroce.migration import connections, faults, journal, processes, streams, tree
+from migroce.migration import connections, faults, journal, oneaddress, processes, streams, tree
 from migroce.migration.netlock import NetLock, unlock
 
 _CRIU_CONFIG = "network-lock skip\n"
@@ -395,6 +395,7 @@ class SourceSide:
         if not ip:
             self.unplug()
             return
+        oneaddress.keep(self.netns(), self.engine.info(self.container).ip, self.interfaces(), self.where)
         with self.engine.agent() as agent:
             agent.container_moved(self.container, ip)
 
@@ -412,6 +413,7 @@ class SourceSide:
         netns = self.netns()
         if netns is not None and netns.exists():
             unlock(netns)
+            self._interfaces = oneaddress.take_back(netns, self.where) or self._interfaces
             for each in self.interfaces():
                 if each.outside:
                     with contextlib.suppress(OSError):
