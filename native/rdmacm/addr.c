@@ -4,14 +4,17 @@
 
 #include <arpa/inet.h>
 #include <infiniband/sa.h>
+#include <linux/capability.h>
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <sys/random.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 /* Ports that nobody asked for by number: 32768 to 60999, as Linux has them. */
 #define PORT_FIRST 32768u
 #define PORT_COUNT 28224u
+#define PORT_RESERVED 1024u /* below: the kernel's PROT_SOCK */
 
 bool mgc_gid_of(const struct sockaddr *sa, struct mg_addr *gid)
 {
@@ -251,6 +254,15 @@ static int pick_port(struct mgc_id *id, struct sockaddr *sa)
 	return EADDRNOTAVAIL;
 }
 
+/* CAP_NET_BIND_SERVICE, as the kernel asks for it (cma_use_port); where one cannot ask: yes. */
+static bool may_have_reserved_ports(void)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {{0}};
+
+	return syscall(SYS_capget, &header, data) || (data[0].effective & 1u << CAP_NET_BIND_SERVICE);
+}
+
 static int bind_id(struct mgc_id *id, const struct sockaddr *addr)
 {
 	struct sockaddr_storage sa = {0};
@@ -277,6 +289,8 @@ static int bind_id(struct mgc_id *id, const struct sockaddr *addr)
 	mg_device_lock(id->dev);
 	if (!mgc_port(addr))
 		err = pick_port(id, (struct sockaddr *)&sa);
+	else if (mgc_port(addr) < PORT_RESERVED && !may_have_reserved_ports())
+		err = EACCES;
 	else
 		err = claim(id, (struct sockaddr *)&sa, id->reuse);
 	if (!err) {

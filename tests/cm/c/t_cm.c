@@ -4,9 +4,12 @@
 
 #include <arpa/inet.h>
 #include <dlfcn.h>
+#include <linux/capability.h>
 #include <poll.h>
 #include <rdma/rdma_cma.h>
 #include <rdma/rdma_verbs.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define PORT 7500
 #define FAILS(call, err)              \
@@ -550,6 +553,29 @@ static void a_family_without_an_address_is_told_by_the_event(void)
 	drop(id);
 }
 
+/* As the kernel's cma_use_port: whatever the address, and before it is looked who has the port. */
+static void reserved_ports_need_the_capability(void)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {{0}};
+	struct rdma_cm_id *a = new_id(RDMA_PS_TCP), *b = new_id(RDMA_PS_TCP), *u = new_id(RDMA_PS_UDP);
+
+	CHECK_EQ(rdma_bind_addr(a, addr_of("127.0.0.1", 1023)), 0);
+	CHECK_EQ(syscall(SYS_capget, &header, data), 0);
+	data[0].effective &= ~(1u << CAP_NET_BIND_SERVICE);
+	CHECK_EQ(syscall(SYS_capset, &header, data), 0);
+	FAILS(rdma_bind_addr(b, addr_of("127.0.0.1", 1023)), EACCES);
+	FAILS(rdma_bind_addr(b, addr_of("0.0.0.0", 1)), EACCES);
+	FAILS(rdma_bind_addr(b, addr_of("192.0.2.1", 1)), EADDRNOTAVAIL);
+	FAILS(rdma_bind_addr(u, addr_of("127.0.0.1", 1023)), EACCES);
+	CHECK_EQ(rdma_bind_addr(b, addr_of("127.0.0.1", 1024)), 0);
+	CHECK_EQ(rdma_bind_addr(u, addr_of("127.0.0.1", 0)), 0);
+	CHECK_EQ(rdma_listen(a, 1), 0); /* it has its port */
+	drop(a);
+	drop(b);
+	drop(u);
+}
+
 static void ip(const char *args)
 {
 	char command[256];
@@ -603,11 +629,11 @@ static void the_source_is_the_routes(void)
 }
 
 TV_MAIN(T(addresses_are_translated_by_an_event), T(the_source_is_the_routes),
-	T(a_program_may_send_itself_an_event), T(wrong_addresses_are_told),
-	T(a_family_without_an_address_is_told_by_the_event), T(ports_are_given_and_kept),
-	T(what_cannot_be_reached_is_told), T(calls_out_of_place_fail), T(a_rejection_brings_reason_and_data),
-	T(a_refused_id_does_not_connect_again), T(a_request_that_was_taken_back_cannot_be_accepted),
-	T(a_datagram_service_refuses_by_status), T(the_programs_own_qps_connect),
-	T(requests_beyond_the_backlog_come_later), T(an_id_takes_its_events_to_another_channel),
-	T(messages_through_a_shared_receive_queue), T(a_group_is_joined_once_and_left),
-	T(addresses_are_translated))
+	T(reserved_ports_need_the_capability), T(a_program_may_send_itself_an_event),
+	T(wrong_addresses_are_told), T(a_family_without_an_address_is_told_by_the_event),
+	T(ports_are_given_and_kept), T(what_cannot_be_reached_is_told), T(calls_out_of_place_fail),
+	T(a_rejection_brings_reason_and_data), T(a_refused_id_does_not_connect_again),
+	T(a_request_that_was_taken_back_cannot_be_accepted), T(a_datagram_service_refuses_by_status),
+	T(the_programs_own_qps_connect), T(requests_beyond_the_backlog_come_later),
+	T(an_id_takes_its_events_to_another_channel), T(messages_through_a_shared_receive_queue),
+	T(a_group_is_joined_once_and_left), T(addresses_are_translated))
