@@ -150,10 +150,11 @@ static bool stale(const struct from *f, const struct mg_cm_msg *m)
 	return false;
 }
 
-/* In either port space: perftest with -R -c UD makes a listener for datagrams where it had one for streams. */
+/* In any port space: perftest with -R -c UD makes a listener for datagrams where it had one for streams. */
 static bool closed_just_now(const struct from *f, uint64_t service_id)
 {
-	if (!is_service(service_id, MG_IP_PREFIX_TCP) && !is_service(service_id, MG_IP_PREFIX_UDP))
+	if (!is_service(service_id, MG_IP_PREFIX_TCP) && !is_service(service_id, MG_IP_PREFIX_UDP) &&
+	    !is_service(service_id, MG_IP_PREFIX_IB))
 		return false;
 	for (unsigned i = 0; i < MG_CM_CLOSED; i++)
 		if (f->cm->closed[i].at && !((f->cm->closed[i].service_id ^ service_id) & 0xffff) &&
@@ -189,6 +190,8 @@ static void rx_req(const struct from *f, const struct mg_cm_msg *m)
 		return;
 	}
 	listener = asked(f, m, MG_IP_PREFIX_TCP, &ip);
+	if (!listener)
+		listener = asked(f, m, MG_IP_PREFIX_IB, &ip);
 	if (!listener) {
 		if (!closed_just_now(f, m->service_id))
 			refuse(f, m, MG_REJ_INVALID_SERVICE);

@@ -104,6 +104,7 @@ void mg_cm_build(const struct mg_cm_msg *m, uint8_t mad[MG_MAD_LEN]);
 
 #define MG_IP_PREFIX_TCP 0x0000000001060000ull
 #define MG_IP_PREFIX_UDP 0x0000000001110000ull
+#define MG_IP_PREFIX_IB 0x00000000013f0000ull
 #define MG_IP_HDR_LEN 36u
 
 /* The header in front of the private data of REQ and SIDR_REQ: the addresses that the program uses. */

@@ -58,7 +58,7 @@ struct mg_device {
 	struct mg_net *net;
 	struct mg_control *control; /* NULL: no agent, the process stands alone */
 	struct mg_cm *cm;
-	uint32_t service[MG_MAX_SERVICES]; /* ports listened on: 0x0106pppp TCP, 0x0111pppp UDP */
+	uint32_t service[MG_MAX_SERVICES]; /* ports listened on: 0x0106pppp TCP, 0x0111 UDP, 0x013f IB */
 	uint32_t n_services;
 	_Atomic bool services_changed; /* since the agent was told */
 	_Atomic bool ask_addresses;    /* the agent, for sockets of further addresses */

@@ -104,6 +104,15 @@ uint16_t mgc_port(const struct sockaddr *sa)
 	return mgc_len(sa) ? ntohs(((const struct sockaddr_in *)(const void *)sa)->sin_port) : 0;
 }
 
+uint64_t mgc_service(const struct mgc_id *id, uint16_t port)
+{
+	switch (id->ib.ps) {
+	case RDMA_PS_UDP: return MG_IP_PREFIX_UDP | port;
+	case RDMA_PS_IB: return MG_IP_PREFIX_IB | port;
+	default: return MG_IP_PREFIX_TCP | port;
+	}
+}
+
 void mgc_set_port(struct sockaddr *sa, uint16_t port)
 {
 	((struct sockaddr_in *)(void *)sa)->sin_port = htons(port);
@@ -198,7 +207,7 @@ MGC_EXPORT __be16 rdma_get_dst_port(struct rdma_cm_id *ib)
 /* IPv4 keeps to itself unless told otherwise, IPv6 does not. */
 static struct mg_claim claim_of(const struct mgc_id *id, const struct sockaddr *sa, bool shared)
 {
-	struct mg_claim c = {.space = mgc_is_ud(id),
+	struct mg_claim c = {.space = id->ib.ps == RDMA_PS_IB ? 2 : mgc_is_ud(id),
 			     .port = mgc_port(sa),
 			     .v6 = sa->sa_family == AF_INET6,
 			     .only = id->only_set ? id->only : sa->sa_family == AF_INET,
@@ -463,7 +472,7 @@ MGC_EXPORT int rdma_listen(struct rdma_cm_id *ib, int backlog)
 	if (err)
 		return mgc_err(err);
 	sa = &ib->route.addr.src_addr;
-	service = (mgc_is_ud(id) ? MG_IP_PREFIX_UDP : MG_IP_PREFIX_TCP) | mgc_port(sa);
+	service = mgc_service(id, mgc_port(sa));
 	mg_device_lock(id->dev);
 	err = mgc_reclaim(id, true);
 	if (!err)

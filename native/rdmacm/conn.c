@@ -75,7 +75,7 @@ static int build_req(struct mgc_id *id, const struct rdma_conn_param *p, struct 
 	if (err)
 		return err;
 	set_ip_hdr(id, m->private_data);
-	m->service_id = MG_IP_PREFIX_TCP | mgc_port(&a->dst_addr);
+	m->service_id = mgc_service(id, mgc_port(&a->dst_addr));
 	m->ca_guid = guid(id->dev);
 	m->qpn = id->qpn = qpn_of(id, p);
 	m->psn = id->psn;
@@ -102,7 +102,7 @@ static int build_req(struct mgc_id *id, const struct rdma_conn_param *p, struct 
 static int build_sidr_req(struct mgc_id *id, const struct rdma_conn_param *p, struct mg_cm_msg *m)
 {
 	*m = (struct mg_cm_msg){.attr = MG_CM_SIDR_REQ, .pkey = 0xffff};
-	m->service_id = MG_IP_PREFIX_UDP | mgc_port(&id->ib.route.addr.dst_addr);
+	m->service_id = mgc_service(id, mgc_port(&id->ib.route.addr.dst_addr));
 	set_ip_hdr(id, m->private_data);
 	return set_data(m, MG_IP_HDR_LEN, p);
 }

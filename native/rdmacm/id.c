@@ -200,7 +200,7 @@ MGC_EXPORT int rdma_create_id(struct rdma_event_channel *channel, struct rdma_cm
 	struct mgc_id *id;
 
 	MGC_FORWARD(rdma_create_id, channel, out, context, ps);
-	if (ps != RDMA_PS_TCP && ps != RDMA_PS_UDP) /* IPoIB and IB are for another link layer */
+	if (ps != RDMA_PS_TCP && ps != RDMA_PS_UDP && ps != RDMA_PS_IB) /* IPoIB is for another link layer */
 		return mgc_err(EPROTONOSUPPORT);
 	id = mgc_new(channel, context, ps, ps == RDMA_PS_UDP ? IBV_QPT_UD : IBV_QPT_RC);
 	if (!id)

@@ -169,6 +169,7 @@ int mgc_conn(struct mgc_id *id); /* lock held: make sure there is a mg_cm_conn; 
 /* ---- addr.c --------------------------------------------------------------------------------------------- */
 
 bool mgc_gid_of(const struct sockaddr *sa, struct mg_addr *gid); /* false: neither IPv4 nor IPv6 */
+uint64_t mgc_service(const struct mgc_id *id, uint16_t port);	 /* of the id's port space */
 void mgc_sockaddr(const uint8_t gid[16], uint16_t port, struct sockaddr_storage *sa);
 void mgc_tell_gids(struct rdma_addr *a); /* both addresses are known: `ibaddr`, as librdmacm has it */
 bool mgc_any(const struct sockaddr *sa); /* the any-address */

@@ -131,7 +131,7 @@ class DumpReply:
 
 @dataclass(frozen=True, slots=True)
 class Listens:
-    """lib -> agent: all it listens on: 0x0106pppp TCP, 0x0111pppp UDP (an IP CM service id's low half)."""
+    """lib -> agent: all it listens on, low halves of service ids: 0x0106pppp TCP, 0x0111 UDP, 0x013f IB."""
 
     services: tuple[int, ...]
 

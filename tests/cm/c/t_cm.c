@@ -314,6 +314,42 @@ static void the_programs_own_qps_connect(void)
 	drop(l);
 }
 
+/* On the same port as another listener, and a request finds the one of its space. */
+static void ps_ib_is_a_port_space_of_its_own(void)
+{
+	struct rdma_conn_param param = {.retry_count = 7};
+	struct rdma_cm_id *tcp = listening(RDMA_PS_TCP, 1), *ib = listening(RDMA_PS_IB, 1);
+	const enum rdma_port_space spaces[] = {RDMA_PS_IB, RDMA_PS_TCP};
+	struct rdma_cm_id *again = new_id(RDMA_PS_IB);
+
+	FAILS(rdma_bind_addr(again, addr_of("0.0.0.0", PORT)), EADDRNOTAVAIL);
+	drop(again);
+	for (int i = 0; i < 2; i++) {
+		struct rdma_cm_id *c = resolved(spaces[i], PORT), *s;
+		struct rdma_cm_event *ev;
+
+		add_qp(c, IBV_QPT_RC);
+		CHECK_EQ(rdma_connect(c, &param), 0);
+		ev = next(RDMA_CM_EVENT_CONNECT_REQUEST);
+		CHECK(ev->listen_id == (i ? tcp : ib));
+		s = ev->id;
+		CHECK_EQ(s->ps, spaces[i]);
+		CHECK_EQ(rdma_ack_cm_event(ev), 0);
+		add_qp(s, IBV_QPT_RC);
+		CHECK_EQ(rdma_accept(s, &param), 0);
+		expect(RDMA_CM_EVENT_ESTABLISHED, 0);
+		expect(RDMA_CM_EVENT_ESTABLISHED, 0);
+		CHECK_EQ(rdma_disconnect(c), 0);
+		expect(RDMA_CM_EVENT_DISCONNECTED, 0);
+		CHECK_EQ(rdma_disconnect(s), 0);
+		expect(RDMA_CM_EVENT_DISCONNECTED, 0);
+		drop(c);
+		drop(s);
+	}
+	drop(tcp);
+	drop(ib);
+}
+
 static void requests_beyond_the_backlog_come_later(void)
 {
 	struct rdma_conn_param param = {.qp_num = 5};
@@ -629,11 +665,12 @@ static void the_source_is_the_routes(void)
 }
 
 TV_MAIN(T(addresses_are_translated_by_an_event), T(the_source_is_the_routes),
-	T(reserved_ports_need_the_capability), T(a_program_may_send_itself_an_event),
-	T(wrong_addresses_are_told), T(a_family_without_an_address_is_told_by_the_event),
-	T(ports_are_given_and_kept), T(what_cannot_be_reached_is_told), T(calls_out_of_place_fail),
-	T(a_rejection_brings_reason_and_data), T(a_refused_id_does_not_connect_again),
-	T(a_request_that_was_taken_back_cannot_be_accepted), T(a_datagram_service_refuses_by_status),
-	T(the_programs_own_qps_connect), T(requests_beyond_the_backlog_come_later),
-	T(an_id_takes_its_events_to_another_channel), T(messages_through_a_shared_receive_queue),
-	T(a_group_is_joined_once_and_left), T(addresses_are_translated))
+	T(ps_ib_is_a_port_space_of_its_own), T(reserved_ports_need_the_capability),
+	T(a_program_may_send_itself_an_event), T(wrong_addresses_are_told),
+	T(a_family_without_an_address_is_told_by_the_event), T(ports_are_given_and_kept),
+	T(what_cannot_be_reached_is_told), T(calls_out_of_place_fail), T(a_rejection_brings_reason_and_data),
+	T(a_refused_id_does_not_connect_again), T(a_request_that_was_taken_back_cannot_be_accepted),
+	T(a_datagram_service_refuses_by_status), T(the_programs_own_qps_connect),
+	T(requests_beyond_the_backlog_come_later), T(an_id_takes_its_events_to_another_channel),
+	T(messages_through_a_shared_receive_queue), T(a_group_is_joined_once_and_left),
+	T(addresses_are_translated))
