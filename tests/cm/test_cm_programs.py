@@ -46,7 +46,6 @@ B = FURTHER[0]
     ("rping -s -C 5 -V", f"rping -c -a {A} -I {FURTHER[1]} -C 5 -V"),
     (f"udaddy -b {B}", f"udaddy -s {B}"),
     (f"rdma_server -s {B}", f"rdma_client -s {B}"),
-    ("ib_send_bw -R -n 500", f"ib_send_bw -R -n 500 {B}"),
 ])  # fmt: skip
 def test_programs_use_further_addresses(pair: CmPair, server: str, client: str) -> None:
     replace(pair, by_interface=True).both(server, client).check()
