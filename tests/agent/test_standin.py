@@ -159,27 +159,33 @@ def test_not_ready_is_said_when_the_expected_packet_itself_was_lost() -> None:
 
 def test_a_duplicate_is_acknowledged_again() -> None:
     for op, more in (REQUESTS[2], REQUESTS[3], REQUESTS[4]):
-        got = parse(ask(make(), packet(op, EPSN - 4, capable=False, **more)))
+        got = parse(ask(make(), packet(op, EPSN - 2, capable=False, **more)))
         assert (got.opcode, got.psn, got.aeth) == (w.Op.ACK, EPSN - 1, w.Aeth(0x1F, 77))
     assert not ask(make(), packet(w.Op.SEND_FIRST, EPSN - 4, capable=False, payload=b"x" * 8))
     assert ask(make(), packet(w.Op.SEND_FIRST, EPSN - 4, capable=False, payload=b"x" * 8, ackreq=True))
 
 
+def test_an_acknowledgement_goes_no_further_than_the_next_read_or_atomic() -> None:
+    """Beyond it the peer would take the answer for lost and go back, at the cost of a retry."""
+    for psn, named in ((EPSN - 10, EPSN - 10), (EPSN - 4, EPSN - 4), (EPSN - 2, EPSN - 1)):
+        assert parse(ask(make(), packet(w.Op.SEND_ONLY, psn, capable=False))).psn == named
+
+
 def test_an_acknowledgement_never_names_a_read_or_atomic() -> None:
     """rdma_rxe would complete it without its data."""
     context = d.ContextRecord(US, 1 << 18, 1 << 18, 1, 4, 4096, 1)
-    send = packet(w.Op.SEND_ONLY, -9, capable=False)
 
-    def acked(epsn: int, *resources: tuple[int, int, int]) -> int:
+    def acked(epsn: int, psn: int, *resources: tuple[int, int, int]) -> int:
+        send = packet(w.Op.SEND_ONLY, psn, capable=False)
         qp = d.make_qp(QPN, peer_qpn=PEER_QPN, local_gid=US, peer_gid=PEER, epsn=epsn, path_mtu=4096)
         records = tuple(d.ResourceRecord(QPN, op, first, last, 0, 0, 8, 0) for op, first, last in resources)
         return parse(ask(StandIn([d.Dump(context, qps=(qp,), resources=records)]), send)).psn
 
     read, atomic = w.Op.READ_REQ, w.Op.FETCH_ADD
-    assert acked(2, (read, 1, 1)) == 0
-    assert acked(2, (read, 0xFFFFFE, 0), (atomic, 1, 1)) == 0xFFFFFD
-    assert acked(2, (read, 0xFFFFFE, 0xFFFFFF), (atomic, 1, 1)) == 0
-    assert acked(2, (read, 3, 1), (read, 2, 2)) in range(1 << 24), "records that lie end"
+    assert acked(2, -9, (read, 1, 1)) == 0
+    assert acked(2, -9, (read, 0xFFFFFE, 0), (atomic, 1, 1)) == 0xFFFFFD
+    assert acked(2, 0, (read, 0xFFFFFE, 0xFFFFFF), (atomic, 1, 1)) == 0
+    assert acked(2, -9, (read, 3, 1), (read, 2, 2)) in range(1 << 24), "records that lie end"
 
 
 def test_a_duplicate_atomic_gets_its_recorded_result() -> None:
@@ -194,6 +200,31 @@ def test_a_duplicate_read_is_told_to_wait_for_its_own_psn() -> None:
     assert got.psn == EPSN - 9
     assert got.aeth is not None
     assert got.aeth.syndrome & 0x60 == w.Syndrome.RNR_NAK
+
+
+def test_what_follows_a_read_that_waits_is_not_answered() -> None:
+    """It comes again behind the READ; an answer beyond it would tell the peer that the READ's is lost."""
+    standin = make()
+    add: dict[str, Any] = {"atomic": w.AtomicEth(0x1000, 5, 1)}
+    behind: list[tuple[int, int, dict[str, Any]]] = [
+        (w.Op.READ_REQ, -7, {"reth": RETH}), (w.Op.SEND_ONLY, -4, {}), (w.Op.FETCH_ADD, -3, add),
+        (w.Op.SEND_ONLY, 0, {}),
+    ]  # fmt: skip
+    for _ in range(3):
+        got = parse(ask(standin, packet(w.Op.READ_REQ, EPSN - 9, capable=False, reth=RETH)))
+        assert got.psn == EPSN - 9
+        for op, at, more in behind:
+            assert not ask(standin, packet(op, EPSN + at, capable=False, **more))
+    assert ask(standin, packet(w.Op.SEND_ONLY, EPSN - 10, capable=False))
+
+
+def test_a_read_asked_for_from_its_middle_is_told_to_wait_as_well() -> None:
+    """A copy from its beginning may have come before: a peer that is not answered gives up."""
+    standin = make()
+    ask(standin, packet(w.Op.READ_REQ, EPSN - 9, capable=False, reth=RETH))
+    middle = packet(w.Op.READ_REQ, EPSN - 7, capable=False, reth=RETH)
+    ask(standin, middle)  # may belong to the same round
+    assert parse(ask(standin, middle)).psn == EPSN - 7
 
 
 @pytest.mark.parametrize("capable", [True, False])

@@ -5,11 +5,12 @@ docs/protocol.md says why. In short, to a request from a QP's peer:
 
 - with the capability bit: NAK stopped for its PSN, on which the peer pauses and probes;
 - without it, PSN expected or beyond: RNR NAK for the expected PSN, so that the peer waits and sends again;
-- without it, duplicate SEND or WRITE: the acknowledgement of the last SEND or WRITE again (never one that
-  names a READ or atomic: rdma_rxe would complete it without its data); duplicate atomic: its recorded result
+- without it, duplicate SEND or WRITE: the acknowledgement of the last SEND or WRITE again, but not beyond a
+  READ or atomic, whose answer that would declare lost (and never one that names a READ or atomic: rdma_rxe
+  would complete it without its data); duplicate atomic: its recorded result
   (ATOMIC WRITE, FLUSH: the empty READ response);
   duplicate READ: RNR NAK for its own PSN (the data is frozen; without an answer a peer with short timeouts
-  would give up);
+  would give up), and nothing for what follows in the same round: it comes again behind it;
 - unasked, at the beginning: NAK stopped for the expected PSN to each peer with the extension;
 - responses and TOKEN: nothing, their senders repeat them; UC and UD: nothing, they may be lost;
 - RESUME of a peer that was moved meanwhile (proven by its token): its new address is noted and the
@@ -98,11 +99,15 @@ class _Qp:
     peer_gid: bytes
     """Where the peer is: it may move while we stand in."""
     peer_epoch: int
+    answered: list[int]
+    """First PSNs of the READs and atomics that were executed and may be asked for again."""
     rnr_sent: int = 0
     main: bool = True
     """Whether it is at the container's main address, which a move may change: others stay or go elsewhere."""
-    read_psn: int | None = None
-    """Lowest duplicate READ that was told to wait: later ones come again behind it."""
+    asked: int | None = None
+    """PSN of the last request without the capability bit: one that is not beyond it begins a new round."""
+    read_waits: bool = False
+    """A READ was told to wait in this round."""
 
 
 class StandIn:
@@ -124,8 +129,9 @@ class StandIn:
                     ack_psn = _before(qp.epsn, answered.get(qp.qpn, {}))
                     main = qp.local_gid == dump.context.gid
                     self._qps[qp.qpn] = _Qp(
-                        qp, ack_psn, atomics.get(qp.qpn, {}), qp.peer_gid, qp.peer_epoch, main=main
-                    )
+                        qp, ack_psn, atomics.get(qp.qpn, {}), qp.peer_gid, qp.peer_epoch,
+                        list(answered.get(qp.qpn, {}).values()), main=main,
+                    )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._qps)
@@ -181,7 +187,12 @@ class StandIn:
             return None, "ignored"
         if capable:
             return self._ack(qp, psn, Syndrome.NAK_STOPPED), "nak_stopped"
-        if (psn - record.epsn) & PSN_MASK < 0x800000:
+        if qp.asked is None or not _is_before(qp.asked, psn):
+            qp.read_waits = False
+        qp.asked = psn
+        if qp.read_waits:
+            return None, "ignored"
+        if not _is_before(psn, record.epsn):
             return self._not_ready(qp, psn)
         return self._duplicate(qp, psn, opcode, ackreq=bool(packet[8] & 0x80))
 
@@ -201,13 +212,14 @@ class StandIn:
         mask = OPINFO[opcode].mask
         if mask & (P_SEND | P_WRITE):
             if ackreq or mask & (P_LAST | P_ONLY):
-                return self._ack(qp, qp.ack_psn, Syndrome.ACK), "ack"
+                beyond = any(_is_before(psn, at) and _is_before(at, qp.ack_psn) for at in qp.answered)
+                return self._ack(qp, psn if beyond else qp.ack_psn, Syndrome.ACK), "ack"
         elif mask & P_ATOMIC and psn in qp.atomics:
             return self._ack(qp, psn, Syndrome.ACK, orig=qp.atomics[psn]), "atomic_ack"
         elif opcode & ~SVC_MASK in (Op.FLUSH, Op.ATOMIC_WRITE) and psn in qp.atomics:
             return self._ack(qp, psn, Syndrome.ACK, opcode=Op.READ_RESP_ONLY), "read_ack"
-        elif mask & P_READ and (qp.read_psn is None or (qp.read_psn - psn) & PSN_MASK < 0x800000):
-            qp.read_psn = psn
+        elif mask & P_READ:
+            qp.read_waits = True
             return self._rnr_nak(qp, psn)
         return None, "ignored"
 
@@ -252,6 +264,11 @@ class StandIn:
         record = qp.record
         meh = Meh(record.qpn, (record.epoch + 1) & 0xFFFFFFFF, record.epsn, record.token, gid)
         return _reply(qp, Packet(Op.RESUME, record.peer_qpn, 0, capable=True, meh=meh))
+
+
+def _is_before(psn: int, other: int) -> bool:
+    """Whether a PSN comes before another one."""
+    return (psn - other) & 0x800000 != 0
 
 
 def _before(epsn: int, answered: dict[int, int]) -> int:
