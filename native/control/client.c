@@ -30,7 +30,8 @@
 #define SEARCH_NS (2 * MG_CTL_MS) /* stopped, an agent is to come */
 #define DRAIN_NS (MG_CTL_MS / 2)  /* between looks at mg_stop_ready */
 #define DRAIN_MAX_MS 60000u
-#define FINAL_ROUNDS 256u /* trains read before the stop at most */
+#define MAX_SEARCHES 1000u /* until the alarm goes on: nobody takes a checkpoint */
+#define FINAL_ROUNDS 256u  /* trains read before the stop at most */
 
 /* ---- connection ------------------------------------------------------------------------------ */
 
@@ -166,6 +167,8 @@ static void stop_now(struct mg_device *dev, mg_time now)
 	} else {
 		mg_net_close(dev->net);
 		mg_control_hang_up(c);
+		mg_alarm_hold(&c->alarm);
+		c->searches = 0;
 		mg_control_change(c, STOPPED, now + SEARCH_NS);
 	}
 	mg_device_unlock(dev);
@@ -219,6 +222,8 @@ static void resume_now(struct mg_device *dev, const struct mg_ctl_welcome *w, co
 		mg_net_send(dev, now, 0);
 		prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);
 	}
+	if (!ret)
+		mg_alarm_release(&c->alarm);
 	mg_device_unlock(dev);
 	len = mg_ctl_build_resumed(out, c->last_request, (uint32_t)ret, ret ? 0 : c->n_qp);
 	if (!ret)
@@ -329,6 +334,10 @@ static void on_time(struct mg_device *dev, mg_time now)
 	switch (c->state) {
 	case DRAIN: drain(dev, now); break;
 	case STOPPED:
+		if (++c->searches == MAX_SEARCHES)
+			mg_alarm_release(&c->alarm);
+		reconnect(dev, now);
+		break;
 	case LOST: reconnect(dev, now); break;
 	case RESUMING:
 	case GREETING: lost(c, now); break;

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -313,6 +314,15 @@ static void *spin(void *arg)
 	return NULL;
 }
 
+/* Seconds until the alarm that is set, 0: there is none. */
+static void cmd_left(void)
+{
+	struct itimerval left;
+
+	getitimer(ITIMER_REAL, &left);
+	printf("left %ld\n", (long)left.it_value.tv_sec + (left.it_value.tv_usec > 0));
+}
+
 static void cmd_spin(bool on)
 {
 	if (on) {
@@ -464,6 +474,10 @@ int main(void)
 			cmd_event(line + at);
 		else if (!strcmp(cmd, "bulk")) /* count size sleepy */
 			cmd_bulk(a, b, c);
+		else if (!strcmp(cmd, "alarm"))
+			printf("before %u\n", alarm(a));
+		else if (!strcmp(cmd, "left"))
+			cmd_left();
 		else if (!strcmp(cmd, "spin"))
 			cmd_spin(a);
 		else if (!strcmp(cmd, "counters"))

@@ -7,7 +7,7 @@ import contextlib
 import os
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import pytest
@@ -102,6 +102,38 @@ def test_a_process_is_stopped_and_goes_on_as_if_nothing_had_been(
             if busy:
                 a("spin 0")
             both(a, b, "both 100 10000", "both 100 10000")
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "then"),
+    [([], range(3000, 3601)), (["alarm 0"], [0]), (["alarm 50"], range(1, 51))],
+    ids=["left alone", "ended", "set anew"],
+)
+def test_an_alarm_stands_still_from_stop_to_resume(
+        agent: FakeAgent, nodes: tuple[Node, Node], meanwhile: list[str], then: Container[int]) -> None:
+    """CRIU loses one that goes off while it dumps; what the program does about its alarm meanwhile counts."""
+    with sockets_for(nodes[0]) as socks, opened(agent, nodes[0], socks) as (a, link):
+        assert a("alarm 3600") == ["before", "0"]
+        agent.vanish()
+        link.stop()
+        assert a("left") == ["left", "0"]
+        for command in meanwhile:
+            a(command)
+        agent.listen()
+        again, hello = agent.accept(HelloState.STOPPED)
+        with again:
+            again.welcome(hello, nodes[0], socks)
+            assert again.resumed().status == 0
+            assert int(a("left")[1]) in then
+
+
+def test_an_alarm_goes_on_when_no_agent_comes(agent: FakeAgent, nodes: tuple[Node, Node]) -> None:
+    with sockets_for(nodes[0]) as socks, opened(agent, nodes[0], socks) as (a, link):
+        a("alarm 3600")
+        agent.vanish()
+        link.stop()
+        assert a("left") == ["left", "0"]
+        until("its alarm", lambda: a("left") != ["left", "0"])
 
 
 def test_a_peer_with_nothing_under_way_is_told_unasked_and_waits_when_it_has(
