@@ -154,11 +154,13 @@ static void stop_now(struct mg_device *dev, mg_time now)
 	mg_stop(dev->engine);
 	ret = dump_to_memfd(dev, &fd, &len, &c->n_qp);
 	out_len = mg_ctl_build_stopped(out, c->request, (uint32_t)ret, ret ? 0 : c->n_qp, ret ? 0 : len);
+	mg_alarm_hold(&c->alarm); /* a checkpoint may begin as soon as that is out */
 	sent = mg_ctl_send(c->fd, out, out_len, &fd, ret ? 0 : 1);
 	if (!ret)
 		close(fd);
 	if (ret || sent) {
 		/* Not stopped after all. */
+		mg_alarm_release(&c->alarm);
 		mg_resume(dev->engine, mg_now(), NULL);
 		mg_net_send(dev, now, 0);
 		mg_control_change(c, LINKED, MG_NEVER);
@@ -167,7 +169,6 @@ static void stop_now(struct mg_device *dev, mg_time now)
 	} else {
 		mg_net_close(dev->net);
 		mg_control_hang_up(c);
-		mg_alarm_hold(&c->alarm);
 		c->searches = 0;
 		mg_control_change(c, STOPPED, now + SEARCH_NS);
 	}
