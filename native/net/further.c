@@ -49,12 +49,8 @@ static bool listed(const struct mg_port *port, const uint8_t gid[16])
 /* Whether an address needs a socket that it does not have. */
 static bool missing(struct mg_net *net, const struct mg_addr *gid)
 {
-	const struct mg_sock *main = &net->sock[MG_V4];
-
-	if (!mg_gid_is_v4(gid->gid) ||
-	    (main->fd >= 0 && (main->wild || !memcmp(gid, main->gid, sizeof(*gid)))))
-		return false;
-	return !mg_further_of(net, gid->gid);
+	return mg_gid_is_v4(gid->gid) && !mg_sock_has(&net->sock[MG_V4], gid->gid) &&
+	       !mg_further_of(net, gid->gid);
 }
 
 void mg_further_sync(struct mg_device *dev, const struct mg_port *port, bool ask)

@@ -11,6 +11,7 @@
 #include "wire/wire.h"
 
 #include <netinet/in.h>
+#include <string.h>
 #include <sys/socket.h>
 
 #define MG_TX_BATCH 64u	      /* packets per mg_tx call: one or more trains */
@@ -66,6 +67,12 @@ struct mg_sock {
 	bool mcast;	 /* it has been told the interface for multicast */
 	mg_time hot;	 /* last traffic: a quiet second socket is looked at less often */
 };
+
+/* Whether packets leave from an address by it. */
+static inline bool mg_sock_has(const struct mg_sock *s, const uint8_t gid[16])
+{
+	return s->fd >= 0 && (s->wild || !memcmp(s->gid, gid, sizeof(s->gid)));
+}
 
 /* Membership in a multicast group, by a wildly bound socket or one of its own (mcast.c). */
 struct mg_member {

@@ -364,7 +364,7 @@ static struct mg_sock *socket_for(struct mg_net *net, const struct mg_pkt *pkt, 
 {
 	struct mg_sock *s = &net->sock[mg_gid_is_v4(pkt->dst.gid) ? MG_V4 : MG_V6];
 
-	if (s->fd >= 0 && (s->wild || !memcmp(s->gid, pkt->src.gid, sizeof(s->gid)))) {
+	if (mg_sock_has(s, pkt->src.gid)) {
 		s->hot = now;
 		return s;
 	}

@@ -305,8 +305,7 @@ static bool can_send(struct mg_net *net, const struct mg_port *port, const struc
 {
 	const struct mg_sock *s = &net->sock[mg_gid_is_v4(gid->gid) ? MG_V4 : MG_V6];
 
-	return !memcmp(gid, &port->own, sizeof(*gid)) ||
-	       (s->fd >= 0 && (s->wild || !memcmp(gid, s->gid, sizeof(*gid)))) ||
+	return !memcmp(gid, &port->own, sizeof(*gid)) || mg_sock_has(s, gid->gid) ||
 	       mg_further_of(net, gid->gid);
 }
 
