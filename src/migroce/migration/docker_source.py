@@ -215,22 +215,23 @@ class DockerSource(SourceSide):
         started = time.monotonic()
         self.freezer().freeze()
         frozen = _ms(started)
+        # A swarm's network takes longer than all of the dump, which does not look at it.
+        self._unplugging = self._pool.submit(self.unplug)
+        self._frozen.set_result(None)
         if self._lock is not None:
             self._lock.lock()
         shim = self.shim
         env = shim.environment()
         env["CRIU_CONFIG_FILE"] = str(self.where / "criu.conf")
         env[runc.DUMP_MARK] = self.id
+        # Not in real time: dockerd needs a processor more urgently.
         argv = urgency.command([
             *shim.runc(), "checkpoint", "--image-path", str(self.images), "--work-path", str(self.where),
             "--tcp-established", "--file-locks", "--ext-unix-sk", "--leave-running", shim.id,
-        ], real_time=True)  # fmt: skip
+        ])  # fmt: skip
         with subprocess.Popen(
             argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         ) as process:
-            # The network is not looked at by the dump: giving the address back takes as long as that.
-            self._unplugging = self._pool.submit(self.unplug)
-            self._frozen.set_result(None)
             words = process.communicate()[1].decode(errors="replace").strip()
         if process.returncode != 0:
             log = self.where / "dump.log"
