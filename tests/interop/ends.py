@@ -21,6 +21,8 @@ from tests.interop.guest import Ended, Guest, Running
 from tests.native.procfs import listens, waits_for_events
 
 V4, V6 = 4, 6
+NO_CLOCK = "Can't produce a report"
+"""perftest, whose measuring of the processor's clock an interruption of an emulated processor disturbs."""
 
 
 class Started(Protocol):

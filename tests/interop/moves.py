@@ -8,17 +8,20 @@ emulated machine            node-a                    node-b
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import json
+import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.stage import Stage, built, wait_for
+from tests.e2e.stage import Box, Stage, built, wait_for
 from tests.interop import net
-from tests.interop.ends import V4, V6, Kernels
+from tests.interop.ends import NO_CLOCK, V4, V6, Kernels
 from tests.interop.guest import Ended, Guest, Running
 from tests.native.procfs import listens
 
@@ -34,6 +37,8 @@ UDCHECK_PORT = 7472
 BOX_V6 = "fd01::7"
 OWN_GID = {V4: "1", V6: "2"}
 """Index of the container's GID: after the link-local one, IPv4 first."""
+FURTHER_GID = "2"
+"""That of a further IPv4 address, where there is no IPv6."""
 PATIENT = "17"
 """Our end's local ACK timeout, as an exponent: 0.5 s, not perftest's 67 ms, after which it gives up in 2.1 s.
 The only QP of an emulated machine at a load above 20 was silent for longer. rdma_rxe never gives up."""
@@ -55,7 +60,14 @@ class Both(Stage):
     def close(self) -> None:
         for peer in self.peers:
             peer.kill()
+        self.peers.clear()
         super().close()
+
+    def begin_again(self) -> None:
+        """As if nothing had run."""
+        self.close()
+        self.blackouts.clear()
+        self._before = self._counted()
 
     def start(self, argv: list[str]) -> Running:
         """Start a program in the emulated machine."""
@@ -76,6 +88,37 @@ class Both(Stage):
         return f"blackout {away} ms; rdma_rxe: {counted}"
 
 
+class NoClockError(AssertionError):
+    """Nothing failed but perftest's measuring of the clock, which its report needs (NO_CLOCK)."""
+
+
+def until_the_clock_is_measured(test: Callable[..., None]) -> Callable[..., None]:
+    """A test that is run again, up to four times, if it ends by NoClockError (as the matrix does)."""
+
+    @functools.wraps(test)
+    def tries(*, stage: Both, **arguments: Any) -> None:
+        for _ in range(4):
+            try:
+                return test(stage=stage, **arguments)
+            except NoClockError:
+                stage.begin_again()
+        return test(stage=stage, **arguments)
+
+    return tries
+
+
+def ends_well(box: Box, peer: Running) -> None:
+    """See both ends end well. Raises NoClockError if all was done but cannot be reported on."""
+    ended = peer.wait(120) or Ended(-1, "does not end")
+    # Our end may wait for ever for a peer that failed, but not for one that was only to report.
+    ours = box.wait(30 if ended.status == 0 or NO_CLOCK in ended.output else 3)
+    said = f"rdma_rxe: {ended.output}\nmigroce: {box.log()}"
+    if {ended.status, ours} in ({0, 1}, {1}) and NO_CLOCK in said:  # 1: perftest saw it; no crash, no hanging
+        assert not re.search(r"Completion with error|Failed status", said), said
+        raise NoClockError(said)
+    assert (ended.status, ours) == (0, 0), said
+
+
 def _gid_index(guest: Guest, family: int) -> str:
     """Index of the GID of the machine's address in the lab."""
     address = ipaddress.ip_address(net.LAB[family])
@@ -93,17 +136,19 @@ class Pair:
     """A program between a container on node-a and the emulated machine.
 
     `container`: which end it is, server or client. `idle`: mgcheck connects and then waits until `go`.
-    `family`: what its packets go by; it is V4 for TCP.
+    `family`: what its packets go by; it is V4 for TCP. `further`: an address
+    of the container's besides its own, and what they go by.
     """
 
     def __init__(
-        self, stage: Both, command: str, container: str, *, idle: bool = False, family: int = V4
-    ) -> None:
+        self, stage: Both, command: str, container: str, *, idle: bool = False, family: int = V4,
+        further: str | None = None,
+    ) -> None:  # fmt: skip
         self._stage, self._kernels = stage, stage.kernels
         argv = [*command.split(), "-d", "rxe0"]
         self._counts = argv[0] in (MGCHECK, UDCHECK)
         self._reads = command.endswith("--ops read")
-        ours = [*argv, "-x", OWN_GID[family]]
+        ours = [*argv, "-x", FURTHER_GID if further else OWN_GID[family]]
         if argv[0].startswith("ib_") and " -c " not in command:
             ours += ["-u", PATIENT]
         theirs = [*argv, "-x", _gid_index(self._kernels.guest, family)]
@@ -116,6 +161,8 @@ class Pair:
         options: dict[str, Any] = {"files": files}
         if family == V6:
             options["ip6"] = BOX_V6
+        if further:
+            options["further"] = [further]
         self._datagrams = argv[0] == UDCHECK
         self.port = UDCHECK_PORT if self._datagrams else PORT
         if container == "server":
@@ -184,8 +231,6 @@ class Pair:
             self.box.kill("TERM")
         if self._datagrams:
             self._kernels.guest.run(["pkill", "-TERM", "-x", "udcheck"])
-        ended = self.peer.wait(120) or Ended(-1, "does not end")
-        ours = self.box.wait(30 if ended.status == 0 else 3)
-        assert (ended.status, ours) == (0, 0), f"rdma_rxe: {ended.output}\nmigroce: {self.box.log()}"
+        ends_well(self.box, self.peer)
         if self._counts and not self._datagrams:
             assert json.loads(self.box.log().strip().splitlines()[-1])["errors"] == 0

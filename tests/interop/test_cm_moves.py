@@ -7,19 +7,12 @@ import pytest
 from tests.e2e.stage import Box, built, wait_for
 from tests.interop import net
 from tests.interop.ends import V4, V6
-from tests.interop.guest import Ended, Running
-from tests.interop.moves import BOX_V6, PORT, Both
+from tests.interop.moves import BOX_V6, PORT, Both, ends_well, until_the_clock_is_measured
 from tests.native.procfs import listens, waits_for_events
 
 pytestmark = pytest.mark.timeout(300)
 PROGRAM = "/usr/local/bin/cmcheck"
 UD = pytest.mark.parametrize("options", [[], ["--ud"]], ids=["RC", "UD"])
-
-
-def _ends_well(box: Box, peer: Running) -> None:
-    ended = peer.wait(120) or Ended(-1, "does not end")
-    ours = box.wait(30 if ended.status == 0 else 3)
-    assert (ended.status, ours) == (0, 0), f"rdma_rxe: {ended.output}\nmigroce: {box.log()}"
 
 
 def _move(stage: Both, box: Box) -> None:
@@ -74,7 +67,7 @@ def test_a_server_moves_at_every_step_of_a_connection(options: list[str], stage:
     if not options:
         held.on("ended")
     held.end()
-    _ends_well(held.box, peer)
+    ends_well(held.box, peer)
 
 
 @UD
@@ -90,7 +83,7 @@ def test_a_client_moves_at_every_step_of_a_connection(options: list[str], stage:
         held.on("disconnecting")
         held.on("left")
     held.end()
-    _ends_well(held.box, peer)
+    ends_well(held.box, peer)
 
 
 @pytest.mark.parametrize("container", ["server", "client"])
@@ -113,10 +106,11 @@ def test_rping_goes_on_across_moves(family: int, container: str, stage: Both) ->
         box.wait_for_traffic()
         _move(stage, box)
     box.wait_for_traffic()
-    _ends_well(box, peer)
+    ends_well(box, peer)
 
 
 @pytest.mark.parametrize("command", ["ib_send_bw", "ib_write_bw", "ib_read_bw"])
+@until_the_clock_is_measured
 def test_perftest_on_rdma_cm_goes_on_across_moves(command: str, stage: Both) -> None:
     """As server only: perftest's client crashes where the emulated server is late (gate.py)."""
     argv = [command, "-R", "-s", "4096", "-n", "10000"]
@@ -127,4 +121,4 @@ def test_perftest_on_rdma_cm_goes_on_across_moves(command: str, stage: Both) -> 
         box.wait_for_traffic()
         _move(stage, box)
     box.wait_for_traffic()
-    _ends_well(box, peer)
+    ends_well(box, peer)

@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import pytest
 from tests.interop import table
-from tests.interop.ends import End, run
+from tests.interop.ends import NO_CLOCK, End, run
 from tests.interop.matrix import KERNELS_ANSWERS, ROWS, SCENARIOS, CmRow, Row
-
-NO_CLOCK = "Can't produce a report"
-"""perftest, whose measuring of the processor's clock an interruption of an emulated processor disturbs."""
 
 
 @pytest.mark.timeout(400)

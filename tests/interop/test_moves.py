@@ -6,18 +6,22 @@ The peer knows nothing of us: the stand-in has to hold it with the standard's ow
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 from tests.e2e.stage import wait_for
 from tests.interop import net
 from tests.interop.ends import V4, V6
-from tests.interop.moves import MGCHECK, UDCHECK, Both, Pair
+from tests.interop.moves import MGCHECK, UDCHECK, Both, Pair, until_the_clock_is_measured
 
 GROUPS = {V4: "239.1.1.1", V6: "ff0e::101"}
 """guestd.py has the machine join them."""
 CHECK = f"{MGCHECK} --no-fence --stall 60 --rate 200 --seconds 600"
 """It ends when the container's end is told to, and takes the other along."""
+
+_further = itertools.count(242)
+"""Each once: the machine remembers an earlier container's hardware address. Behind those of stage.py."""
 
 pytestmark = pytest.mark.timeout(300)
 sides = pytest.mark.parametrize("container", ["server", "client"])
@@ -33,6 +37,7 @@ families = pytest.mark.parametrize("family", [V4, V6], ids=["IPv4", "IPv6"])
         "ib_atomic_bw -b", "ib_atomic_bw -A CMP_AND_SWAP",
     ],
 )  # fmt: skip
+@until_the_clock_is_measured
 def test_an_unmodified_peer_survives_a_move_there_and_back(command: str, container: str, stage: Both) -> None:
     pair = Pair(stage, f"{command} -n 10000", container)
     pair.goes_on_across_moves()
@@ -41,6 +46,7 @@ def test_an_unmodified_peer_survives_a_move_there_and_back(command: str, contain
 
 @sides
 @pytest.mark.parametrize("command", ["ib_send_bw -b", "ib_write_bw", "ib_read_bw"])
+@until_the_clock_is_measured
 def test_an_unmodified_peer_survives_moves_over_ipv6(command: str, container: str, stage: Both) -> None:
     pair = Pair(stage, f"{command} -s 4096 -n 10000", container, family=V6)
     pair.goes_on_across_moves()
@@ -48,7 +54,22 @@ def test_an_unmodified_peer_survives_moves_over_ipv6(command: str, container: st
 
 
 @sides
+@pytest.mark.parametrize("command", ["ib_send_bw", "ib_write_bw -b", f"{CHECK} --qps 2"])
+@until_the_clock_is_measured
+def test_an_unmodified_peer_survives_moves_of_a_further_address(
+    command: str, container: str, stage: Both
+) -> None:
+    perftest = "" if command.startswith(MGCHECK) else " -s 4096 -n 10000"
+    further = f"10.0.1.{next(_further)}"
+    pair = Pair(stage, command + perftest, container, further=further)
+    pair.goes_on_across_moves()
+    assert {qp["local_gid"] for qp in pair.box.qps()} == {further}
+    pair.finish()
+
+
+@sides
 @pytest.mark.parametrize("command", ["ib_send_bw", "ib_write_bw", "ib_read_bw"])
+@until_the_clock_is_measured
 def test_an_unmodified_peer_survives_moves_under_loss(command: str, container: str, stage: Both) -> None:
     with net.loss_on_the_cable(100, V4):
         pair = Pair(stage, f"{command} -s 4096 -n 5000", container)
@@ -58,11 +79,12 @@ def test_an_unmodified_peer_survives_moves_under_loss(command: str, container: s
 
 @sides
 @pytest.mark.parametrize("command", ["ib_send_bw", "ib_write_bw", "ib_read_bw"])
+@until_the_clock_is_measured
 def test_an_unmodified_peer_waits_for_a_container_that_is_away_for_long(
     command: str, container: str, stage: Both, tmp_path: Path
 ) -> None:
     pair = Pair(stage, f"{command} -s 4096 -n 5000", container)
-    pair.away(tmp_path / "saved")
+    pair.away(tmp_path / pair.box.name)
     pair.goes_on()
     pair.finish()
 
@@ -112,6 +134,7 @@ def test_a_connection_that_was_idle_across_moves_is_whole(stage: Both) -> None:
 
 @sides
 @pytest.mark.parametrize("command", ["ib_write_bw -c UC", "ib_send_bw -c UC", "ib_send_bw -c UD"])
+@until_the_clock_is_measured
 def test_a_service_that_may_lose_goes_on_after_a_move(command: str, container: str, stage: Both) -> None:
     pair = Pair(stage, f"{command} -s 1024 -D 30", container)
     pair.goes_on_across_moves()
