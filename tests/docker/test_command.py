@@ -157,6 +157,47 @@ def test_two_containers_with_rdma_on_one_host(stage: Stage) -> None:
     other.finish()
 
 
+ANSWERS = """use IO::Socket::INET; use IO::Select;
+my $all = IO::Select->new(my $new = IO::Socket::INET->new(Listen => 100, LocalPort => 5000) or die);
+while (1) { for my $each ($all->can_read) {
+    if ($each == $new) { $all->add($new->accept); next }
+    defined(my $many = sysread($each, my $byte, 1)) or die "read: $!";
+    if (!$many) { $all->remove($each); next }
+    syswrite($each, $byte) or die "write: $!";
+} }"""
+ASKS = """use IO::Socket::INET; use IO::Select;
+my @all = map { IO::Socket::INET->new(PeerAddr => "$ARGV[0]:5000") or die "connect: $!" } 1 .. 100;
+my $all = IO::Select->new(@all); my (%asked, $answers);
+for (my $turn = 0; !-e "/stop" || %asked; $turn++) {
+    my $next = $all[$turn % @all];
+    if (!-e "/stop" && !$asked{$next}++) { syswrite($next, "x") or die "write: $!" }
+    for my $each ($all->can_read(.005)) {
+        sysread($each, my $byte, 1) or die "read: $!"; delete $asked{$each}; $answers++;
+    }
+    open(my $file, ">", "/answers~"); print $file $answers; close $file; rename "/answers~", "/answers";
+}"""  # fmt: skip
+
+
+def test_no_tcp_connection_is_lost_though_peers_send_at_any_moment_of_a_move(stage: Stage) -> None:
+    """The kernel would answer with a reset as long as there is the address, but no socket yet."""
+    server = stage.box("tcp-server", "a", ["perl", "-e", ANSWERS])
+    wait_for("the server", lambda: ":1388" in Path(f"/proc/{server.pid()}/net/tcp").read_text())
+    client = stage.box("tcp-client", "b", ["perl", "-e", ASKS, server.ip])
+
+    def answers() -> int:
+        path = client.file("/answers")
+        return int(path.read_text() or 0) if path.exists() else 0
+
+    wait_for("answers", lambda: answers() > 200)
+    for box in (server, client, server):
+        box.move()
+        before = answers()
+        wait_for("answers after the move", lambda before=before: answers() > before + 200)  # type: ignore[misc]
+    client.file("/stop").touch()
+    assert client.wait() == 0, client.logs()
+    assert server.inspect()["State"]["Running"], server.logs()
+
+
 def test_256_mb_of_touched_memory(stage: Stage) -> None:
     fill = "$| = 1; $data = join('', map { chr(rand(256)) } 1 .. 65536) x 4096; "
     look = "print unpack('%32C*', $data), qq(\\n); "

@@ -209,6 +209,31 @@ def restore(engine: Engine, name: str, device: bool) -> list[str]:
     return ["restore", "--detach", "--image-path", str(images), "--bundle", str(engine.bundle), "box"]
 
 
+@pytest.mark.root
+@pytest.mark.usefixtures("agent")
+def test_a_network_is_quiet_before_the_engine_puts_an_interface_into_it(engine: Engine) -> None:
+    engines = {"path": "/usr/bin/dockerd", "args": ["libnetwork-setkey"]}
+    namespaces = [{"type": "network"}]
+    engine.configure(hooks={"prestart": [engines]}, linux={"namespaces": namespaces})
+    assert engine.call(*restore(engine, "ckpt1", device=True)).returncode == 0
+    first, second = json.loads(engine.config())["hooks"]["prestart"]
+    assert second == engines
+    with subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as made:
+        assert made.stdin is not None
+        assert made.stdout is not None
+        made.stdin.write(b"x")
+        made.stdin.flush()
+        assert made.stdout.read(1) == b"x"  # it is in its namespace
+        told = json.dumps({"ociVersion": "1.0.2", "id": "box", "pid": made.pid, "bundle": "/b"}).encode()
+        argv = [first["path"], *first["args"][1:]]
+        subprocess.run(argv, env=dict(each.split("=", 1) for each in first["env"]), input=told, check=True)
+        look = ["nsenter", f"--net=/proc/{made.pid}/ns/net", "nft", "list", "ruleset"]
+        rules = subprocess.run(look, capture_output=True, text=True, check=True).stdout
+        made.stdin.close()
+    assert rules.count("policy drop") == 2
+    assert rules.count("udp dport 4791 accept") == 2
+
+
 @pytest.mark.usefixtures("agent")
 def test_a_paused_container_is_stopped_and_frozen_until_it_is_resumed(engine: Engine) -> None:
     freezer, paused = engine.freezer(), engine.known("paused")

@@ -12,24 +12,7 @@ from pathlib import Path
 
 from migroce.engines.network import in_netns
 from migroce.errors import EngineError
-
-TABLE = "migroce_lock"
-_RULES = f"""
-add table inet {TABLE}
-delete table inet {TABLE}
-table inet {TABLE} {{
-	chain in {{
-		type filter hook input priority -400; policy drop;
-		udp dport 4791 accept
-		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
-	}}
-	chain out {{
-		type filter hook output priority -400; policy drop;
-		udp dport 4791 accept
-		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
-	}}
-}}
-"""
+from migroce.netrules import LOCK, UNLOCK
 
 
 def _start(netns: Path, *args: str) -> subprocess.Popen[bytes]:
@@ -60,7 +43,7 @@ class NetLock:
         process = self._armed or _start(self._netns, "-f", "-")
         self._armed = None
         try:
-            _, err = process.communicate(_RULES.encode(), 20)
+            _, err = process.communicate(LOCK.encode(), 20)
         except subprocess.TimeoutExpired as exc:
             process.kill()
             process.communicate()
@@ -81,6 +64,6 @@ def unlock(netns: Path) -> None:
     if not netns.exists():
         return
     process = _start(netns, "-f", "-")
-    _, err = process.communicate(f"add table inet {TABLE}\ndelete table inet {TABLE}\n".encode(), 20)
+    _, err = process.communicate(UNLOCK.encode(), 20)
     if process.returncode != 0:
         raise EngineError("unlock", "nft: " + err.decode(errors="replace").strip())

@@ -32,7 +32,7 @@ from migroce.agent.errors import AgentError
 from migroce.engines import ocispec
 from migroce.engines.files import write_json
 from migroce.errors import MigroceError
-from migroce.runtime import become, gate, known, pause
+from migroce.runtime import become, gate, known, pause, quiet
 from migroce.runtime.commandline import CommandLine
 
 ANNOTATION = "migroce"
@@ -243,14 +243,16 @@ def _restore_from(line: CommandLine, given: Path, unpacked: bool) -> int:
     with AgentClient(known.agent_socket()) as agent:
         ready = agent.container_prepare(line.container, dumps=sorted(beside.glob("*.dump")))
         try:
+            detached = line.has("--detach", "-d")
+            netns = quiet.lock(config) if detached else None
             inject.edit(bundle, config, Path(ready["dir"]), restored=True)
             known.remember(line.container, bundle)
-            if not line.has("--detach", "-d"):  # until the container ends
+            if not detached:  # until the container ends
                 Resume(line.container)
                 status = line.spawn(env)
                 known.forget(line.container)
                 return status
-            status = _restore_detached(line, env)
+            status = _restore_detached(line, env, netns)
         except BaseException:
             known.forget(line.container)
             raise
@@ -259,17 +261,26 @@ def _restore_from(line: CommandLine, given: Path, unpacked: bool) -> int:
     return status
 
 
-def _restore_detached(line: CommandLine, env: dict[str, str]) -> int:
+def _restore_detached(line: CommandLine, env: dict[str, str], netns: Path | None) -> int:
     resume = Resume(line.container)
     with urgency.nicer():
         status = line.spawn(env)
     if status:
         _explain(line, "restore")
+        with contextlib.suppress(MigroceError):  # the restore's own reason is what counts
+            quiet.unlock(line, netns)
         return status
-    error = resume.finish()
+    error = ""
+    try:
+        quiet.unlock(line, netns)
+    except MigroceError as exc:
+        error = f"the container's network cannot go on: {exc}"
+    reason = resume.finish()
+    if reason:
+        error = f"the container's RDMA connections cannot go on: {reason}"
     if error:
         CommandLine([*line.args[: line.at], "delete", "--force", line.container]).spawn()
-        raise MigroceError(f"the container's RDMA connections cannot go on: {error}")
+        raise MigroceError(error)
     return 0
 
 
