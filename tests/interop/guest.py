@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import socket
 import subprocess
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +80,10 @@ def _read_line(link: socket.socket, line: bytearray | None = None) -> dict[str, 
     return dict(json.loads(line))
 
 
+class _PanicError(RuntimeError):
+    """Its kernel has given up."""
+
+
 class Guest:
     """The machine, running in the calling thread's network namespace."""
 
@@ -111,28 +117,42 @@ class Guest:
             "-netdev", f"user,id=control,restrict=on,{forward}",
             "-device", f"virtio-net-pci,netdev=control,mac={CONTROL_MAC},romfile=",
         ]  # fmt: skip
+        # Emulated, the kernel sometimes traps in code that it patches, before anything of ours is there.
+        for last in (False, False, True):
+            self._boot(argv)
+            try:
+                self._wait_until_up(240)
+                return
+            except BaseException as error:
+                self.close()
+                if last or not isinstance(error, _PanicError):
+                    raise
+                warnings.warn(f"booted again: {error}", stacklevel=2)
+
+    def _boot(self, argv: list[str]) -> None:
         self.log.write_bytes(b"")
         self._qemu = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        try:
-            self._wait_until_up(240)
-        except BaseException:
-            self.close()
-            raise
+
+    def _said(self) -> str:
+        return self.log.read_text(errors="replace")
 
     def _wait_until_up(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while "guest: ready" not in self.log.read_text(errors="replace"):
+        while "guest: ready" not in self._said():
             if self._qemu.poll() is not None:
                 said = self._qemu.stdout.read().decode(errors="replace") if self._qemu.stdout else ""
-                raise RuntimeError(f"the emulated machine has ended: {said}{self._last_words()}")
+                kind = _PanicError if "Kernel panic" in self._said() else RuntimeError
+                raise kind(f"the emulated machine has ended: {said}{self._last_words()}")
             if time.monotonic() > end:
                 raise RuntimeError(f"the emulated machine does not come up: {self._last_words()}")
             time.sleep(0.1)
 
     def _last_words(self) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+        said = self._said()
+        first = re.search(r"^.*(BUG:|Oops|int3:|invalid opcode|general protection)", said, re.MULTILINE)
+        return said[first.start() :] if first else "\n".join(said.splitlines()[-15:])
 
     def close(self) -> None:
         """Switch it off."""
