@@ -21,16 +21,18 @@
 #include "transport/dump.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <time.h>
 #include <unistd.h>
 
 #define SEARCH_NS (2 * MG_CTL_MS) /* stopped, an agent is to come */
 #define DRAIN_NS (MG_CTL_MS / 2)  /* between looks at mg_stop_ready */
 #define DRAIN_MAX_MS 60000u
-#define MAX_SEARCHES 1000u /* until the alarm goes on: nobody takes a checkpoint */
+#define MAX_SEARCHES 1000u /* until the alarm goes on, the device may be closed: nobody takes a checkpoint */
 #define FINAL_ROUNDS 256u  /* trains read before the stop at most */
 
 /* ---- connection ------------------------------------------------------------------------------ */
@@ -170,6 +172,7 @@ static void stop_now(struct mg_device *dev, mg_time now)
 		mg_net_close(dev->net);
 		mg_control_hang_up(c);
 		c->searches = 0;
+		atomic_store(&c->away, true);
 		mg_control_change(c, STOPPED, now + SEARCH_NS);
 	}
 	mg_device_unlock(dev);
@@ -232,6 +235,8 @@ static void resume_now(struct mg_device *dev, const struct mg_ctl_welcome *w, co
 	atomic_store(&dev->services_changed, dev->n_services != 0);
 	if (mg_ctl_send(c->fd, out, len, NULL, 0) || ret)
 		lost(c, mg_now());
+	if (!ret)
+		atomic_store(&c->away, false);
 }
 
 /* ---- the agent speaks, time passes ------------------------------------------------------------------------ */
@@ -335,8 +340,10 @@ static void on_time(struct mg_device *dev, mg_time now)
 	switch (c->state) {
 	case DRAIN: drain(dev, now); break;
 	case STOPPED:
-		if (++c->searches == MAX_SEARCHES)
+		if (++c->searches == MAX_SEARCHES) {
 			mg_alarm_release(&c->alarm);
+			atomic_store(&c->away, false);
+		}
 		reconnect(dev, now);
 		break;
 	case LOST: reconnect(dev, now); break;
@@ -377,6 +384,14 @@ static void ask_addresses(struct mg_device *dev, mg_time now)
 	len = mg_ctl_build_addresses(out, ++c->last_request, have, n);
 	if (mg_ctl_send(c->fd, out, len, NULL, 0))
 		lost(c, now);
+}
+
+void mg_control_settle(struct mg_control *c)
+{
+	static const struct timespec moment = {.tv_nsec = MG_CTL_MS};
+
+	while (c && atomic_load(&c->away))
+		nanosleep(&moment, NULL);
 }
 
 mg_time mg_control_run(struct mg_device *dev, mg_time now, bool readable)

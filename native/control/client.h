@@ -28,6 +28,7 @@ struct mg_control {
 	uint32_t last_request; /* of ours */
 	uint32_t n_qp;	       /* when stopped */
 	unsigned searches;     /* for an agent, since the stop */
+	_Atomic bool away;     /* stopped, and the agent waits for us to come back */
 	struct mg_alarm alarm;
 	struct mg_ctl_hello self;
 	char path[108];

@@ -116,7 +116,12 @@ int mg_ctl_receive(int fd, struct mg_ctl_msg *msg, int fds[MG_CTL_MAX_FDS], size
 int mg_control_open(struct mg_control **out, struct mg_ctl_welcome *welcome, int fds[MG_CTL_MAX_FDS]);
 /* We run without an agent, at this address and with all QPNs; one that comes later is told so. */
 void mg_control_alone(struct mg_control *c, const struct mg_addr *addr);
-void mg_control_free(struct mg_control *c);    /* NULL is fine */
+void mg_control_free(struct mg_control *c); /* NULL is fine */
+/*
+ * Before closing, without the lock: one that is stopped comes back first, for which the agent waits, unless
+ * nobody has taken a checkpoint for two seconds. NULL is fine.
+ */
+void mg_control_settle(struct mg_control *c);
 int mg_control_fd(const struct mg_control *c); /* to poll for input; -1: none */
 void mg_control_hang_up(struct mg_control *c); /* close the connection and no more (after fork) */
 /* The interface and address a welcome asks for. */

@@ -142,6 +142,7 @@ void mg_control_free(struct mg_control *c)
 	if (!c)
 		return;
 	mg_control_hang_up(c);
+	mg_alarm_release(&c->alarm);
 	free(c);
 }
 

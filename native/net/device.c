@@ -428,6 +428,7 @@ out:
 
 static void last_put(struct mg_device *dev)
 {
+	mg_control_settle(dev->control);
 	/* The last acknowledgements, that a peer may be waiting for. */
 	mg_device_lock(dev);
 	mg_cm_farewell(dev->cm, mg_now());
@@ -487,6 +488,8 @@ __attribute__((destructor)) static void at_exit(void)
 	if (pthread_mutex_trylock(&the.lock))
 		return;
 	dev = the.dev;
+	if (dev && !dev->forked)
+		mg_control_settle(dev->control);
 	if (dev && !pthread_mutex_trylock(&dev->lock)) {
 		mg_cm_farewell(dev->cm, mg_now());
 		mg_net_flush(dev, 0);

@@ -136,6 +136,33 @@ def test_an_alarm_goes_on_when_no_agent_comes(agent: FakeAgent, nodes: tuple[Nod
         until("its alarm", lambda: a("left") != ["left", "0"])
 
 
+@pytest.mark.parametrize("end", ["quit", "exit"])
+def test_a_program_that_closes_while_it_is_stopped_comes_back_first(
+        agent: FakeAgent, nodes: tuple[Node, Node], end: str) -> None:
+    """Where it goes on the agent waits for it: a move at a program's end failed."""
+    with sockets_for(nodes[0]) as socks, opened(agent, nodes[0], socks) as (a, link):
+        agent.vanish()
+        link.stop()
+        a.put(end)
+        agent.listen()
+        again, hello = agent.accept(HelloState.STOPPED)
+        with again:
+            again.welcome(hello, nodes[0], socks)
+            assert again.resumed().status == 0
+            again.wait_end()
+        assert a.process.wait(WAIT) == 0
+
+
+@pytest.mark.parametrize("end", ["quit", "exit"])
+def test_one_that_nobody_moves_is_closed_though_it_is_stopped(
+        agent: FakeAgent, nodes: tuple[Node, Node], end: str) -> None:
+    with sockets_for(nodes[0]) as socks, opened(agent, nodes[0], socks) as (a, link):
+        agent.vanish()
+        link.stop()
+        a.put(end)
+        assert a.process.wait(WAIT) == 0
+
+
 def test_a_peer_with_nothing_under_way_is_told_unasked_and_waits_when_it_has(
         agent: FakeAgent, nodes: tuple[Node, Node]) -> None:
     """Nobody answers it from then on, for longer than its retries last (8 times 268 ms)."""

@@ -243,7 +243,8 @@ def _begin_resume(c: Container) -> None:
     if c.netns is not None and expected and c.port is None:
         c.port = c.node.ports.get(netns.open_path(c.netns))
     for ctx in expected:
-        ctx.phase, ctx.came, ctx.error = Phase.STOPPED, False, ""
+        # One that is here may end instead of coming back.
+        ctx.phase, ctx.came, ctx.error = Phase.STOPPED, ctx.is_alive(), ""
         if c.port is not None:
             c.port.slots.reserve(ctx.slot, ctx, whole=ctx.whole)
         c.contexts[ctx.slot] = ctx
