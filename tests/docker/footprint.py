@@ -47,6 +47,7 @@ def _of_docker(node: LocalNode) -> set[str]:
         "containers/*/checkpoints/*",
         "volumes/*",
         "tmp/*",
+        "containerd-tmp/*",
         "overlay2/*",
         "image/overlay2/layerdb/sha256/*",
     ):

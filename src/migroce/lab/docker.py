@@ -193,7 +193,11 @@ def start(ctx: NodeContext, docker: Docker, command: Sequence[str]) -> None:
     write_json(state / "daemon.json", _configuration(ctx, docker, data))
     foreign = ("DOCKER_", "MIGROCE_FAULT", "LD_PRELOAD", "NOTIFY_SOCKET")
     env = docker.environment({name: os.environ[name] for name in os.environ if not name.startswith(foreign)})
-    env.update(MIGROCE_LAB_STATE=str(state), MIGROCE_ADMIN=str(ctx.agent))
+    # containerd leaves there for ever what it has unpacked for a restore by plain runc.
+    temporary = data / "containerd-tmp"
+    temporary.mkdir(mode=0o700, exist_ok=True)
+    env.update(MIGROCE_LAB_STATE=str(state), MIGROCE_ADMIN=str(ctx.agent), TMPDIR=str(temporary))
+    env.pop("XDG_RUNTIME_DIR", None)  # which it would prefer
     (state / "docker.pid").unlink(missing_ok=True)
     argv = ["dockerd", "--config-file", str(state / "daemon.json")]
     # The node's own PATH, set by `command`, does not know CRIU.
