@@ -613,6 +613,8 @@ int mgs_inject(struct mgs_world *w, int from, const uint8_t *src, const uint8_t 
 		p->t = w->now;
 		sim_trace_packet(w, "inject", p, -1);
 		heap_push(&w->heap, p);
+	} else if (mg_gid_multicast(p->dst)) {
+		spread(w, p);
 	} else {
 		transmit(w, p);
 	}

@@ -254,12 +254,12 @@ static bool pkey_ok(const struct mg_hdrs *h)
 	return (h->pkey & 0x7fff) == (MG_PKEY_DEFAULT & 0x7fff);
 }
 
-/* A packet of a connected service, from anybody: only the peer's counts. */
+/* A packet of a connected service, from anybody: only the peer's counts, to the address it was connected to. */
 static void rx_connected(struct mg_qp *qp, mg_time now, const struct mg_rx *meta, const struct mg_hdrs *h)
 {
 	struct mg_engine *e = qp->e;
 
-	if (memcmp(meta->src.gid, qp->peer.gid, 16) != 0) {
+	if (memcmp(meta->src.gid, qp->peer.gid, 16) != 0 || memcmp(meta->dst.gid, qp->local.gid, 16) != 0) {
 		e->counters[MG_CNT_RX_BAD_SOURCE]++;
 		return;
 	}

@@ -280,7 +280,7 @@ enum mg_counter {
 	MG_CNT_RX_MALFORMED,
 	MG_CNT_RX_ICRC, /* counted by the caller through mg_count */
 	MG_CNT_RX_NO_QP,
-	MG_CNT_RX_BAD_SOURCE,
+	MG_CNT_RX_BAD_SOURCE, /* not from the QP's peer, or to another address of ours than the QP's */
 	MG_CNT_NAK_STOPPED_RX,
 	MG_CNT_RESUMES_TX,
 	MG_CNT_RESUMES_RX,	/* accepted */

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from migroce.wire import H_AETH, H_ATOMIC, H_RETH, OPINFO
+from migroce.wire import H_AETH, H_ATOMIC, H_RETH, OPINFO, Op, Packet, build_body
 
-from .pair import Pair
-from .records import MS, Action, Datagram, Link, S, Sge, Wr
+from .pair import Pair, gid
+from .records import MS, Action, Datagram, Link, Path, S, Sge, Wr
 from .test_schedules import PROFILE
-from .verbs import QpState, SendFlag, WrOpcode
+from .verbs import QpState, QpType, SendFlag, WrOpcode
 
 STRANGER = b"\0" * 10 + b"\xff\xff\x0a\x06\x06\x06"
 
@@ -174,3 +174,23 @@ def test_a_peer_gone_mad_breaks_its_own_connection_at_worst(
         w.go(1 * S)
         assert (9, 0) in w.a.done()
         assert (8, 0) in w.b.done()
+
+
+@pytest.mark.parametrize("kind", [QpType.RC, QpType.UC])
+def test_a_connected_qp_takes_nothing_from_a_group(kind: QpType) -> None:
+    """It comes from the peer, but not to the address that the QP was connected to."""
+    with Pair(kind=kind) as w:
+        member = w.b.engine.qp(w.b.pd, w.b.cq, w.b.cq, kind=QpType.UD)
+        member.connect(Path(w.b.engine.gid, 0, qkey=1))
+        member.mcast(gid("239.1.2.3"))
+        w.b.recvs(2, 100)
+        w.go()
+        before = w.b.engine.counters()["rx_bad_source"]
+        packet = Packet(Op.SEND_ONLY, w.b.qp.num, w.b.dump().epsn, payload=b"four")
+        body = bytearray(build_body(packet))
+        body[0] |= 0x20 if kind is QpType.UC else 0
+        for to in (gid("239.1.2.3"), w.b.engine.gid):
+            w.inject(w.a.engine.gid, to, bytes(body), sender=w.a.engine.index)
+            w.go()
+        assert w.b.engine.counters()["rx_bad_source"] == before + 1
+        assert [wc.byte_len for wc in w.b.wcs] == [4]

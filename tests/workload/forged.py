@@ -117,10 +117,11 @@ class Target:
 
     # ---- sending and hearing -----------------------------------------------------------------------------
 
-    def send(self, body: bytes) -> None:
-        """With its ICRC."""
-        whole = body + struct.pack("<I", icrc(self._flow, body))
-        self._udp.sendto(whole, (self._address, ROCE_PORT))
+    def send(self, body: bytes, to: str | None = None) -> None:
+        """With its ICRC; `to` another address than the target's."""
+        flow = dataclasses.replace(self._flow, dst=gid_from_ip(to)) if to else self._flow
+        whole = body + struct.pack("<I", icrc(flow, body))
+        self._udp.sendto(whole, (to or self._address, ROCE_PORT))
 
     def hear(self) -> bytes | None:
         """A packet from the target, None when there is none for a moment."""
