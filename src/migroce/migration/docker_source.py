@@ -224,11 +224,10 @@ class DockerSource(SourceSide):
         env = shim.environment()
         env["CRIU_CONFIG_FILE"] = str(self.where / "criu.conf")
         env[runc.DUMP_MARK] = self.id
-        # Not in real time: dockerd needs a processor more urgently.
         argv = urgency.command([
             *shim.runc(), "checkpoint", "--image-path", str(self.images), "--work-path", str(self.where),
             "--tcp-established", "--file-locks", "--ext-unix-sk", "--leave-running", shim.id,
-        ])  # fmt: skip
+        ], real_time=True)  # fmt: skip
         with subprocess.Popen(
             argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         ) as process:
