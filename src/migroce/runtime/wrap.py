@@ -32,7 +32,7 @@ from migroce.agent.errors import AgentError
 from migroce.engines import ocispec
 from migroce.engines.files import write_json
 from migroce.errors import MigroceError
-from migroce.runtime import become, gate, known, pause, quiet
+from migroce.runtime import become, gate, known, pause
 from migroce.runtime.commandline import CommandLine
 
 ANNOTATION = "migroce"
@@ -226,6 +226,8 @@ def _restore(line: CommandLine) -> int:
 
 
 def _restore_from(line: CommandLine, given: Path, unpacked: bool) -> int:
+    from migroce.runtime import quiet  # which no other command needs
+
     env = criu.environment()
     chosen = known.chosen_images(line.container)
     if chosen:
@@ -262,6 +264,8 @@ def _restore_from(line: CommandLine, given: Path, unpacked: bool) -> int:
 
 
 def _restore_detached(line: CommandLine, env: dict[str, str], netns: Path | None) -> int:
+    from migroce.runtime import quiet
+
     resume = Resume(line.container)
     with urgency.nicer():
         status = line.spawn(env)
